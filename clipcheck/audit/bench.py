@@ -202,7 +202,9 @@ class Bench:
             if not candidate.runs_modules:
                 return None
             sound = self.setting(variant.dtype or self.model.dtype, variant.budget).source
-            return first_departures(sound, Stopwatch(), runner=candidate.runner)
+            return first_departures(
+                sound, Stopwatch(), shown=candidate.runner, sizes=candidate.batch_sizes
+            )
 
     @contextmanager
     def planted(self, variant: Variant, backend: str, scratch: Path) -> Iterator[Source]:
@@ -291,6 +293,10 @@ def is_at(place: Place, spot: Spot) -> bool:
     # A block of the archive has one ReLU, which is called three times; the eager model has three.
     names = {spot.name, *(f"{spot.name}{number}" for number in (1, 2, 3))}
     # The module itself, its weights, or code between its modules in a library's model.
+    # Folded into one operation, a convolution and its BatchNorm cannot be distinguished.
+    both = place.part.removeprefix("itself, or ")
+    if both in names:
+        return not spot.part
     of_module = place.part in ("", BETWEEN, MISSING, *_ENDS) or place.part.startswith("its")
     return place.module in names and (spot.part in place.part if spot.part else of_module)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipcheck.backends.calling import run_method, translating
 from clipcheck.backends.forward import ByName
+from clipcheck.backends.runner import OfArchive
 from clipcheck.checkpoints.inspection import Patched
 from clipcheck.errors import IsolationError, RunError
 from clipcheck.families.registry import sizes_of
@@ -70,7 +71,7 @@ def open_archive(
     return OpenArchive(runner, both.compared, both.differing), both.eager_model
 
 
-class Inside:
+class Inside(OfArchive):
     """Runs an archive in this process."""
 
     def __init__(self, archive: LoadedArchive) -> None:
@@ -154,12 +155,11 @@ class Inside:
         return self._archive.changed()
 
 
-class Apart:
+class Apart(OfArchive):
     """Runs an archive in a cell. While the cell loads it, the eager model is loaded here.
 
     Attributes:
         model: the eager model.
-        facts: the archive's own properties.
         differing: by key, how its weights differ from the file's.
     """
 

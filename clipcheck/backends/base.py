@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     import torch
 
-    from clipcheck.backends.forward import ByName
     from clipcheck.backends.opened import Opened
+    from clipcheck.backends.runner import Shows
     from clipcheck.backends.source import ProgramFile, Source
     from clipcheck.checkpoints.checkpoint import Checkpoint
     from clipcheck.checkpoints.inspection import Patched
@@ -99,7 +99,7 @@ class Backend(ABC):
         runs_programs: formats of programs that it runs directly.
         needs_archive: whether it runs an archive's own code, `Source.archive`.
         needs_reference: whether it is the eager model, which needs another file as the reference.
-        runs_modules: whether its modules can run one by one, by `runner`.
+        runs_modules: whether it shows what enters and leaves its modules, by `runner`.
         takes_forms: whether `call_in_form` can be called.
         keeps_nan: whether its library's operators give NaN for NaN.
         name: in results and reports.
@@ -184,8 +184,8 @@ class Backend(ABC):
     # ---------------------------------------------------------------- one that runs
 
     @property
-    def runner(self) -> ByName:
-        """Run its modules by this, where `runs_modules` says that they can be run."""
+    def runner(self) -> Shows:
+        """Show its modules by this, where `runs_modules` says that they can be shown."""
         raise NotImplementedError
 
     @abstractmethod

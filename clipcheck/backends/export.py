@@ -5,12 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from clipcheck.backends.base import Backend
-from clipcheck.backends.calling import Array, translating
+from clipcheck.backends.calling import Array, to_numpy, translating
+from clipcheck.backends.graph import Graph, Node
 from clipcheck.backends.held import weights_evidence
-from clipcheck.backends.opened import Opened, Receive, open_apart
+from clipcheck.backends.opened import (
+    Inside,
+    Opened,
+    Reached,
+    Receive,
+    Tapped,
+    open_apart,
+)
 from clipcheck.backends.programs import ProgramBackend, flat, key_of
 from clipcheck.backends.signature import Declared, Raw
 from clipcheck.backends.source import ProgramFile, Source
@@ -20,6 +28,7 @@ if TYPE_CHECKING:
     import torch
     from torch.export import ExportedProgram
 
+    from clipcheck.families.base import DualEncoder
     from clipcheck.families.sizes import Sizes
     from clipcheck.sandbox.cell import Cell
 
@@ -29,6 +38,7 @@ class Export(ProgramBackend):
 
     summary = "a program of any batch sizes, saved and loaded back (torch.export)"
     default_for = frozenset({Format.PT2})
+    runs_modules = True
     runs_programs = frozenset({Format.PT2})
 
     @classmethod
@@ -53,6 +63,8 @@ class Export(ProgramBackend):
             path=path,
             evidence=partial(weights_evidence, source.model.state_dict()),
             made_here=True,
+            model=source.model,
+            device=source.device,
         )
 
     @classmethod
@@ -73,6 +85,7 @@ class Export(ProgramBackend):
             dtype=program.dtype,
             made_here=program.made_here,
             names=program.names,
+            model=program.model,
         )
 
     @classmethod
@@ -105,7 +118,108 @@ class Export(ProgramBackend):
             for name, tensor in held.items():
                 receive(name, tensor.detach())
 
-        return Opened(_declared(program), run, weights)
+        def tap(_: Sequence[str], __: bool) -> Tapped:
+            def run_tapped(arrays: Sequence[Array], wanted: Sequence[str], reached: Reached) -> Raw:
+                given = [torch.from_numpy(array).to(device, copy=True) for array in arrays]
+                with torch.inference_mode():
+                    return flat(_run_tapped(module, given, frozenset(wanted), reached))
+
+            return run_tapped
+
+        def part(
+            entering: Sequence[str],
+            leaving: Sequence[str],
+            arrays: Sequence[Array],
+            given: Sequence[Array],
+        ) -> list[Array]:
+            inputs = [torch.from_numpy(array).to(device, copy=True) for array in (*given, *arrays)]
+            # An input of the program may enter the part itself.
+            names = [*(n.name for n in module.graph.nodes if n.op == "placeholder"), *entering]
+            with torch.inference_mode():
+                return _run_part(module, dict(zip(names, inputs, strict=True)), leaving)
+
+        return Opened(
+            _declared(program), run, weights, inside=Inside(lambda: _graph(module), tap, part)
+        )
+
+
+def _graph(module: torch.fx.GraphModule) -> Graph:
+    """Return the operations of a program whose weights are attributes."""
+    nodes: list[Node] = []
+    inputs: list[str] = []
+    outputs: list[str] = []
+    weights: list[str] = []
+    names: dict[torch.fx.Node, str] = {}
+    for node in module.graph.nodes:
+        # By their names in the model, which tell whose they are.
+        names[node] = str(node.target) if node.op == "get_attr" else node.name
+        given = tuple(names[each] for each in node.all_input_nodes)
+        op = getattr(node.target, "__name__", "").partition(".")[0]
+        if node.op == "call_function" and _is_unchanged(node, op):
+            names[node] = given[0]
+        elif node.op == "get_attr":
+            weights.append(names[node])
+        elif node.op == "placeholder":
+            inputs.append(node.name)
+        elif node.op == "output":
+            outputs += given
+        elif node.op == "call_function":
+            stack = list((node.meta.get("nn_module_stack") or {}).values())
+            nodes.append(Node(op, given, (node.name,), _path(stack[-1][0]) if stack else ""))
+    return Graph(nodes, inputs, outputs, weights)
+
+
+def _is_unchanged(node: torch.fx.Node, op: str) -> bool:
+    """Whether an operation gives its input as it is."""
+    if op not in ("to", "contiguous", "alias", "detach"):
+        return False
+    before, after = (each.meta.get("val") for each in (node.all_input_nodes[0], node))
+    return before is not None and after is not None and before.dtype == after.dtype
+
+
+def _path(written: str) -> str:
+    """Return the path of a module: a strict export writes ``L['self'].visual``."""
+    return written.replace("L['self']", "").replace("L__self__", "").strip(".")
+
+
+def _run_tapped(
+    module: torch.fx.GraphModule,
+    given: Sequence[torch.Tensor],
+    wanted: frozenset[str],
+    reached: Reached,
+) -> object:
+    """Run a program operation by operation, and pass on the tensors of some of them."""
+    import torch
+
+    class Interpreter(torch.fx.Interpreter):
+        def run_node(self, node: torch.fx.Node) -> Any:
+            found = super().run_node(node)
+            if node.name in wanted and isinstance(found, torch.Tensor):
+                reached(node.name, to_numpy(found).copy())
+            return found
+
+    return Interpreter(module).run(*given)
+
+
+def _run_part(
+    module: torch.fx.GraphModule, given: Mapping[str, torch.Tensor], leaving: Sequence[str]
+) -> list[Array]:
+    """Run only the operations that lead from the given tensors to others."""
+    import torch
+
+    nodes = {node.name: node for node in module.graph.nodes}
+    needed, waiting = set(), [nodes[name] for name in leaving]
+    while waiting:
+        node = waiting.pop()
+        if node not in needed and node.name not in given:
+            needed.add(node)
+            waiting += node.all_input_nodes
+    interpreter = torch.fx.Interpreter(module, garbage_collect_values=False)
+    interpreter.env = {nodes[name]: tensor for name, tensor in given.items()}
+    for node in module.graph.nodes:
+        if node in needed:
+            interpreter.env[node] = interpreter.run_node(node)
+    return [to_numpy(interpreter.env[nodes[name]]) for name in leaving]
 
 
 def open_program(
@@ -118,6 +232,7 @@ def open_program(
     dtype: str | None = None,
     made_here: bool = False,
     names: Mapping[str, str] | None = None,
+    model: DualEncoder | None = None,
 ) -> Backend:
     """Open a file of `torch.export.save` from any source.
 
@@ -128,6 +243,7 @@ def open_program(
         weights: that it should have, by the released keys; None if they are not known.
         cell: sandbox process that runs it; None for this process.
         names: see `ProgramBackend`.
+        model: see `ProgramBackend`.
 
     Raises:
         CheckpointError: it is no such program; the subclass tells why.
@@ -149,6 +265,8 @@ def open_program(
         dtype=dtype,
         made_here=made_here,
         names=names,
+        model=model,
+        device=device,
     )
 
 

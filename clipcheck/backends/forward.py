@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from clipcheck.backends.runner import OfArchive
 from clipcheck.errors import RunError
 from clipcheck.gates.result import ENCODERS, FEATURES, LOGITS, OUTPUTS
 from clipcheck.models.facts import METHODS, Facts
@@ -177,7 +178,7 @@ def _described(given: object) -> str:
     return str(given) if type(given).__module__.startswith("clipcheck") else type(given).__name__
 
 
-class ByName:
+class ByName(OfArchive):
     """Runs an archive, and returns the outputs of ``forward`` by name.
 
     A ``forward`` that is an encoder gets the encoder's name, if the archive has no such method.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,8 +14,9 @@ import numpy as np
 
 from clipcheck.backends.base import Backend, Missing, Option, too_old
 from clipcheck.backends.calling import Array, translating
+from clipcheck.backends.graph import Graph, Node
 from clipcheck.backends.held import weights_evidence
-from clipcheck.backends.opened import Opened, Receive, open_apart
+from clipcheck.backends.opened import Inside, Opened, Reached, Receive, Tapped, open_apart
 from clipcheck.backends.programs import ProgramBackend, key_of
 from clipcheck.backends.quantised import quantised_weights, with_weight_in_float
 from clipcheck.backends.signature import Declared, Raw
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     import torch
 
     from clipcheck.checkpoints.checkpoint import Checkpoint
+    from clipcheck.families.base import DualEncoder
     from clipcheck.families.sizes import Sizes
     from clipcheck.sandbox.cell import Cell
 
@@ -71,6 +75,7 @@ class ONNXRuntime(ProgramBackend):
     }
     distributions = ("onnxruntime", "onnx", "onnxscript")
     default_for = frozenset({Format.ONNX})
+    runs_modules = True
     runs_programs = frozenset({Format.ONNX})
 
     @classmethod
@@ -126,7 +131,15 @@ class ONNXRuntime(ProgramBackend):
                 write_onnx(source.model, path)
 
         path = source.artefacts.get("program.onnx", key_of(source, "onnx", "onnxscript"), write)
-        return open_program(path, source.device, sizes, weights, source.options, made_here=True)
+        return open_program(
+            path,
+            source.device,
+            sizes,
+            weights,
+            source.options,
+            made_here=True,
+            model=source.model,
+        )
 
     @classmethod
     def open_program(cls, program: ProgramFile) -> Backend:
@@ -141,6 +154,7 @@ class ONNXRuntime(ProgramBackend):
             dtype=program.dtype,
             made_here=program.made_here,
             names=program.names,
+            model=program.model,
         )
 
     @classmethod
@@ -176,7 +190,15 @@ class ONNXRuntime(ProgramBackend):
 
         doubts = _fallen_back(providers, session.get_providers())
         declared = [_declared(each) for each in session.get_inputs()]
-        return Opened(declared, run, weights, doubts, leave)
+        level, count = chosen["optimization"], threads()
+
+        def tap(wanted: Sequence[str], optimised: bool) -> Tapped:
+            with translating("onnxruntime", "opening the program to look inside"):
+                return _Taps(path, wanted, providers, level if optimised else "disable", count).run
+
+        part = _Parts(path, providers, level, count).run
+        inside = Inside(lambda: graph_of(path), tap, part, level != "disable")
+        return Opened(declared, run, weights, doubts, leave, inside=inside)
 
 
 def open_program(
@@ -190,6 +212,7 @@ def open_program(
     dtype: str | None = None,
     made_here: bool = False,
     names: Mapping[str, str] | None = None,
+    model: DualEncoder | None = None,
 ) -> Backend:
     """Open an ONNX file from any source.
 
@@ -200,6 +223,7 @@ def open_program(
         weights: that it should have, by the released keys; None if they are not known.
         cell: sandbox process that runs it; None for this process.
         names: see `ProgramBackend`.
+        model: see `ProgramBackend`.
 
     Raises:
         UnavailableError: an execution provider is missing.
@@ -221,6 +245,8 @@ def open_program(
         dtype=dtype,
         made_here=made_here,
         names=names,
+        model=model,
+        device=device,
     )
 
 
@@ -286,7 +312,183 @@ def _providers(options: Mapping[str, str], device: torch.device | str) -> list[s
     return wanted
 
 
-def _session(path: Path | bytes, providers: list[str], optimization: str, threads: int) -> Any:
+_MOST_TAPPED = 1 << 28
+"""Most bytes of inner tensors that a run keeps."""
+
+
+class _Taps:
+    """Runs a copy of a program with inner tensors as outputs, in several runs if they are large.
+
+    Args:
+        wanted: names of the tensors.
+    """
+
+    def __init__(
+        self, path: Path, wanted: Sequence[str], providers: list[str], level: str, threads: int
+    ) -> None:
+        self._path = path
+        self._how = providers, level, threads
+        self._shapes: dict[str, Sequence[int | str | None]] = {}
+        self._open(wanted)
+
+    def run(self, arrays: Sequence[Array], names: Sequence[str], reached: Reached) -> Raw:
+        """Run it, see `clipcheck.backends.opened.Tapped`."""
+        rows, raw = max(len(array) for array in arrays), []
+        parts = self._parts(names, rows)
+        for some in parts:
+            # What is not asked for is kept while it runs, as well.
+            if not self._names.issuperset(some) or (len(parts) > 1 and self._names != set(some)):
+                self._open(some)
+            feed = {
+                each.name: a for each, a in zip(self._session.get_inputs(), arrays, strict=True)
+            }
+            asked = list(dict.fromkeys([*self._outputs, *some]))
+            found = dict(zip(asked, self._session.run(asked, feed), strict=True))
+            raw = [(name, found[name]) for name in self._outputs]
+            for name in some:
+                reached(name, found.pop(name) if name not in self._outputs else found[name])
+        return raw
+
+    def _parts(self, names: Sequence[str], rows: int) -> list[list[str]]:
+        parts: list[list[str]] = [[]]
+        total = 0
+        for name in names:
+            size = math.prod(each if isinstance(each, int) else rows for each in self._shapes[name])
+            if parts[-1] and total + 4 * size > _MOST_TAPPED:
+                parts.append([])
+                total = 0
+            parts[-1].append(name)
+            total += 4 * size
+        return parts
+
+    def _open(self, names: Sequence[str]) -> None:
+        import onnx
+
+        program = onnx.load(self._path, load_external_data=False)
+        self._outputs = [each.name for each in program.graph.output]
+        added = [name for name in dict.fromkeys(names) if name not in self._outputs]
+        program.graph.output.extend(onnx.ValueInfoProto(name=name) for name in added)
+        contents = program.SerializeToString()
+        del program
+        self._session = _session(contents, *self._how, data=self._path.parent)
+        self._names = frozenset(names)
+        self._shapes |= {each.name: each.shape for each in self._session.get_outputs()}
+
+
+class _Parts:
+    """Runs parts of a program alone."""
+
+    def __init__(self, path: Path, providers: list[str], level: str, threads: int) -> None:
+        self._path = path
+        self._how = providers, level, threads
+
+    @cached_property
+    def _graph(self) -> onnx.GraphProto:
+        import onnx
+
+        self._program = onnx.load(self._path, load_external_data=False)
+        self._weights = {each.name: each for each in self._program.graph.initializer}
+        self._made = {name: each for each in self._program.graph.node for name in each.output}
+        return self._program.graph
+
+    def run(
+        self,
+        entering: Sequence[str],
+        leaving: Sequence[str],
+        arrays: Sequence[Array],
+        given: Sequence[Array],
+    ) -> list[Array]:
+        """Run a part, see `clipcheck.backends.opened.Part`."""
+        inputs = [each.name for each in self._graph.input if each.name not in self._weights]
+        feed = dict(zip([*inputs, *entering], [*given, *arrays], strict=True))
+        part, taken = self._part(feed, leaving)
+        session = _session(part, *self._how, data=self._path.parent)
+        found: list[Array] = session.run(list(leaving), {name: feed[name] for name in taken})
+        return found
+
+    def _part(self, feed: Mapping[str, Array], leaving: Sequence[str]) -> tuple[bytes, list[str]]:
+        """Return the program of a part, and the names of its inputs."""
+        import onnx
+
+        needed: dict[str, None] = {}
+        waiting = list(leaving)
+        while waiting:
+            name = waiting.pop()
+            if name and name not in needed:
+                needed[name] = None
+                if name in self._made and name not in feed:
+                    waiting += self._made[name].input
+        taken = [name for name in feed if name in needed]
+        nodes = [
+            node
+            for node in self._graph.node
+            if any(name in needed and name not in feed for name in node.output)
+        ]
+        part = onnx.ModelProto(ir_version=self._program.ir_version)
+        part.opset_import.extend(self._program.opset_import)
+        part.functions.extend(self._program.functions)
+        part.graph.name = "part"
+        part.graph.node.extend(nodes)
+        part.graph.initializer.extend(self._weights[n] for n in needed if n in self._weights)
+        part.graph.input.extend(
+            onnx.helper.make_tensor_value_info(
+                name, onnx.helper.np_dtype_to_tensor_dtype(feed[name].dtype), None
+            )
+            for name in taken
+        )
+        part.graph.output.extend(onnx.ValueInfoProto(name=name) for name in leaving)
+        return part.SerializeToString(), taken
+
+
+def graph_of(path: Path) -> Graph:
+    """Return the operations of an ONNX program."""
+    import onnx
+
+    graph = onnx.load(path, load_external_data=False).graph
+    weights = {each.name for each in graph.initializer}
+    weights |= {each.values.name for each in graph.sparse_initializer}
+    for node in graph.node:
+        if node.op_type == "Constant" or (node.op_type == "Identity" and node.input[0] in weights):
+            weights.update(node.output)
+    inputs = [each.name for each in graph.input if each.name not in weights]
+    outputs = [each.name for each in graph.output]
+    # An identity has another name for the same tensor; of a weight, it may be the only right one.
+    same: dict[str, str] = {}
+    nodes = []
+    for each in graph.node:
+        given = tuple(same.get(name, name) for name in each.input)
+        if each.op_type == "Identity" and given[0] not in weights:
+            same[each.output[0]] = given[0]
+        else:
+            nodes.append(Node(each.op_type, given, tuple(each.output), _scope(each)))
+    return Graph(nodes, inputs, [same.get(name, name) for name in outputs], weights)
+
+
+def _scope(node: onnx.NodeProto) -> str:
+    """Return the path of the module that an operation is in, as torch's exporter writes it: in its
+    metadata, or the older one in its name, such as ``/visual/ln_pre/Add``."""
+    for each in node.metadata_props:
+        if each.key == "pkg.torch.onnx.name_scopes":
+            with suppress(ValueError, SyntaxError):
+                scopes = ast.literal_eval(each.value)
+                return str(scopes[-2]) if len(scopes) > 1 else ""
+    parts: list[str] = []
+    if node.name.startswith("/"):
+        for part in node.name.split("/")[1:-1]:
+            # A sequence is there twice: /resblocks/resblocks.0.
+            if parts and part.startswith(f"{parts[-1]}."):
+                parts.pop()
+            parts.append(part)
+    return ".".join(parts)
+
+
+def _session(
+    path: Path | bytes,
+    providers: list[str],
+    optimization: str,
+    threads: int,
+    data: Path | None = None,
+) -> Any:
     import onnxruntime
 
     settings = onnxruntime.SessionOptions()
@@ -297,6 +499,10 @@ def _session(path: Path | bytes, providers: list[str], optimization: str, thread
     settings.inter_op_num_threads = 1
     # Hide its warnings on stderr about operators that it does not fold.
     settings.log_severity_level = 3
+    if data is not None:
+        settings.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", str(data)
+        )
     # No fallback: it would print to stdout, and run another provider.
     return onnxruntime.InferenceSession(path, settings, providers=providers, enable_fallback=0)
 

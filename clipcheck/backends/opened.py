@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -10,10 +11,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from clipcheck.backends.calling import Array
+from clipcheck.backends.graph import Graph, Node
 from clipcheck.backends.signature import Declared, Raw
 from clipcheck.errors import IsolationError
 from clipcheck.sandbox.cell import Cell
-from clipcheck.sandbox.wire import Message
+from clipcheck.sandbox.wire import Message, Received
 
 if TYPE_CHECKING:
     import torch
@@ -39,6 +41,37 @@ class Receive(Protocol):
         """
 
 
+Reached = Callable[[str, Array], None]
+"""Called with the name of a tensor inside of a program, and its value."""
+
+Tapped = Callable[[Sequence[Array], Sequence[str], Reached], Raw]
+"""Run a program on an array for each input, pass on some of its inner tensors by name, in this
+order, and return its outputs."""
+
+
+Part = Callable[[Sequence[str], Sequence[str], Sequence[Array], Sequence[Array]], list[Array]]
+"""Run a part of a program: takes the names of the tensors that enter and that leave it, an array
+for each that enters, and one for each input of the program, of which only the shape is used."""
+
+
+@dataclass(frozen=True)
+class Inside:
+    """The inside of a program, as far as it can be seen.
+
+    Attributes:
+        graph: returns its operations.
+        tap: opens it so that these tensors can be passed on; takes their names, and whether it is
+            optimised as it is otherwise.
+        part: runs a part of it alone.
+        optimises: whether its library rewrites it before it runs.
+    """
+
+    graph: Callable[[], Graph]
+    tap: Callable[[Sequence[str], bool], Tapped]
+    part: Part
+    optimises: bool = False
+
+
 @dataclass(frozen=True)
 class Opened:
     """A program, ready to run.
@@ -51,6 +84,7 @@ class Opened:
         leave: has it run from now on with one quantised weight in float; None where that is not
             done.
         notes: what it tells of how it computes, as phrases for reports.
+        inside: shows its inside; None where it is closed.
     """
 
     declared: Sequence[Declared]
@@ -59,6 +93,7 @@ class Opened:
     doubts: Sequence[str] = ()
     leave: Leave | None = None
     notes: Sequence[str] = ()
+    inside: Inside | None = None
 
 
 def open_apart(
@@ -92,7 +127,9 @@ def open_apart(
         rows = " and ".join(str(len(array)) for array in arrays)
         given: list[Any] = list(arrays) if cell.arrays else _tensors(arrays)
         doing = f"{backend}: running the program on a batch of {rows}"
-        found = cell.ask("run", doing, given, number=number)
+        return outputs(cell.ask("run", doing, given, number=number))
+
+    def outputs(found: Received) -> Raw:
         names = found.message.get("names")
         if not isinstance(names, list) or len(names) != len(found.tensors):
             raise _garbled("a name for each output")
@@ -115,6 +152,54 @@ def open_apart(
         doing = f"{backend}: opening the program with a layer in float"
         cell.ask("leave", doing, [] if weight is None else [weight], name=name, number=number)
 
+    def graph() -> Graph:
+        nodes: list[Node] = []
+        weights: list[str] = []
+
+        def answer(question: Message, _: list[torch.Tensor]) -> Message:
+            with _telling("its operations"):
+                nodes.extend(_node(each) for each in question["nodes"])
+                weights.extend(_names(question["weights"]))
+            return {}
+
+        doing = f"{backend}: reading its operations"
+        told = cell.ask("graph", doing, answer=answer, number=number).message
+        with _telling("its operations"):
+            return Graph(nodes, _names(told["inputs"]), _names(told["outputs"]), frozenset(weights))
+
+    def tap(names: Sequence[str], optimised: bool) -> Tapped:
+        doing = f"{backend}: opening the program to look inside"
+        cell.ask("tap", doing, names=list(names), optimised=optimised, number=number)
+
+        def run_tapped(arrays: Sequence[Array], wanted: Sequence[str], reached: Reached) -> Raw:
+            def answer(question: Message, tensors: list[torch.Tensor]) -> Message:
+                reached(str(question.get("name")), tensors[0].numpy())
+                return {}
+
+            given = _tensors(arrays)
+            doing = f"{backend}: running the program module by module"
+            names = list(wanted)
+            return outputs(cell.ask("run_tapped", doing, given, answer, number=number, names=names))
+
+        return run_tapped
+
+    def part(
+        entering: Sequence[str],
+        leaving: Sequence[str],
+        arrays: Sequence[Array],
+        given: Sequence[Array],
+    ) -> list[Array]:
+        found = cell.ask(
+            "part",
+            f"{backend}: running a module alone",
+            _tensors([*arrays, *given]),
+            entering=list(entering),
+            leaving=list(leaving),
+            number=number,
+        )
+        return [tensor.numpy() for tensor in found.tensors]
+
+    shows = done.message.get("shows")
     doubts, notes = (_phrases(done.message.get(name)) for name in ("doubts", "notes"))
     return Opened(
         _declared(done.message.get("declared")),
@@ -123,6 +208,7 @@ def open_apart(
         doubts,
         leave if done.message.get("leaves") else None,
         notes,
+        Inside(graph, tap, part, bool(done.message.get("optimises"))) if shows else None,
     )
 
 
@@ -134,6 +220,25 @@ def _tensors(arrays: Sequence[Array]) -> list[Any]:
 
 def _phrases(value: Any) -> list[str]:
     return [str(each) for each in value] if isinstance(value, list) else []
+
+
+@contextmanager
+def _telling(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, TypeError, ValueError) as error:
+        raise _garbled(what) from error
+
+
+def _node(value: Any) -> Node:
+    op, given, made, scope = value
+    return Node(str(op), _names(given), _names(made), str(scope))
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise TypeError("expected a list of names")
+    return tuple(map(str, value))
 
 
 def _declared(value: Any) -> list[Declared]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,6 +12,7 @@ from clipcheck.backends import signature
 from clipcheck.backends.base import Backend, evidence_of_closed
 from clipcheck.backends.calling import Array, Named, Pixels, Rows, Tokens, closed, translating
 from clipcheck.backends.dealing import run_in_batches, sizes_to_try
+from clipcheck.backends.inside import InsideProgram
 from clipcheck.backends.opened import Opened
 from clipcheck.backends.signature import Outputs, Raw, blank
 from clipcheck.checkpoints.checkpoint import bytes_of
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import torch
 
     from clipcheck.backends.source import Source
+    from clipcheck.families.base import DualEncoder
 
 Run = Callable[[Pixels, Tokens], Raw]
 
@@ -43,6 +45,8 @@ class ProgramBackend(Backend):
         made_here: whether the backend made it, so that it must have all outputs for any number of
             rows.
         names: the user's meanings of inputs and outputs, by name.
+        model: whose modules to look for inside of the program; None for none.
+        device: that it runs on.
 
     Attributes:
         least: rows of each input that its code requires if it takes any number of them; fewer are
@@ -68,6 +72,8 @@ class ProgramBackend(Backend):
         dtype: str | None = None,
         made_here: bool = False,
         names: Mapping[str, str] | None = None,
+        model: DualEncoder | None = None,
+        device: torch.device | str | None = None,
     ) -> None:
         self._inputs = signature.inputs(opened.declared, sizes, path, names)
 
@@ -83,6 +89,11 @@ class ProgramBackend(Backend):
         self._evidence: Callable[[bool], Evidence] | None = partial(evidence, opened)
         self._leave = opened.leave
         self._notes = tuple(opened.notes)
+        self._model = model
+        self._device = device
+        self._inside = opened.inside
+        self._raw_of = opened.run
+        self.runs_modules = opened.inside is not None and model is not None
         self._made_here = made_here
         self._names = names
         self._known: Outputs | None = None
@@ -253,6 +264,45 @@ class ProgramBackend(Backend):
         """Release the program."""
         self._run = None
         self._evidence = None
+        self._inside = None
+        del self._raw_of
+        vars(self).pop("runner", None)
+
+    @cached_property
+    def runner(self) -> InsideProgram:
+        """Show its modules by this."""
+        if self._inside is None or self._model is None or self._device is None:
+            raise ValueError("expected a program that shows its inside")
+        return InsideProgram(
+            self.name,
+            self._inside,
+            self._raw_of,
+            self._inputs,
+            self._given,
+            self._features_as_they_are,
+            self._model,
+            self._device,
+        )
+
+    def _given(self, pixels: Pixels | None, tokens: Tokens | None) -> list[Array]:
+        """Return its inputs for pixels and ids, of which one may be missing."""
+        images, texts = (each or 1 for each in self.batch_sizes)
+        others = signature.probe((images, texts), self._sizes)
+        pixels = others[0] if pixels is None else pixels
+        tokens = others[1] if tokens is None else tokens
+        return [each.value(pixels, tokens) for each in self._inputs]
+
+    def _features_as_they_are(self, raw: Raw) -> Named:
+        """Return outputs by name, without normalised features."""
+        if self._known is None and not self._made_here:
+            self._look()
+        known = self._known
+        found = (
+            {str(name): array for name, array in raw if name in OUTPUTS}
+            if known is None
+            else known.named(raw)
+        )
+        return {name: each for name, each in found.items() if name not in self._normalised}
 
     def _one(self, name: str, pixels: Pixels, tokens: Tokens) -> Array:
         found = self.outputs(pixels, tokens)

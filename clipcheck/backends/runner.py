@@ -1,4 +1,4 @@
-"""The protocol for running an archive, in this process or another."""
+"""The protocols for running an archive, in this process or another, and for looking inside."""
 
 from __future__ import annotations
 
@@ -31,7 +31,47 @@ class Listened(Protocol):
         modules."""
 
 
-class Runner(Listened, Protocol):
+class Shows(Listened, Protocol):
+    """Tells as well what it does not show, and calls modules alone."""
+
+    @property
+    def hidden(self) -> Mapping[str, str]:
+        """Return by module why it is not shown. Call it after it has run."""
+
+    @property
+    def note(self) -> str:
+        """Return what differs from a run without looking inside, or an empty string. Call it after
+        it has run."""
+
+    def call_module(
+        self, module: str, method: str, inputs: Sequence[torch.Tensor]
+    ) -> Sequence[torch.Tensor]:
+        """Call a module alone, by the name and method from `listen`, and return its tensors.
+
+        Raises:
+            RunError: it failed.
+            IsolationError: the sandbox process crashed, hung or took too much memory.
+        """
+
+    def changed(self) -> list[str]:
+        """Return the keys of weights that running changed."""
+
+
+class OfArchive:
+    """The part of `Shows` that is the same for all archives."""
+
+    @property
+    def hidden(self) -> Mapping[str, str]:
+        """Return by module why it is not shown: none, all that are called are shown."""
+        return {}
+
+    @property
+    def note(self) -> str:
+        """Return what differs from a run without looking inside: nothing."""
+        return ""
+
+
+class Runner(Shows, Protocol):
     """Runs an archive."""
 
     def call(self, method: str, *inputs: torch.Tensor) -> object:
@@ -56,16 +96,3 @@ class Runner(Listened, Protocol):
     ) -> tuple[object, str]:
         """Return the output of a method for inputs in some form, and what was wrong with it, see
         `clipcheck.backends.forms`."""
-
-    def call_module(
-        self, module: str, method: str, inputs: Sequence[torch.Tensor]
-    ) -> Sequence[torch.Tensor]:
-        """Call a module alone, by the name and method from `listen`, and return its tensors.
-
-        Raises:
-            RunError: it failed.
-            IsolationError: the sandbox process crashed, hung or took too much memory.
-        """
-
-    def changed(self) -> list[str]:
-        """Return the keys of weights that running changed."""

@@ -15,10 +15,12 @@ import numpy as np
 import torch
 
 from clipcheck.backends.archives import Inside
-from clipcheck.backends.calling import translating
-from clipcheck.backends.opened import Opened
+from clipcheck.backends.calling import Array, translating
+from clipcheck.backends.opened import Inside as Shown
+from clipcheck.backends.opened import Opened, Tapped
 from clipcheck.backends.reference import exact_floats
 from clipcheck.backends.registry import find
+from clipcheck.backends.signature import Raw
 from clipcheck.checkpoints.keymaps import Layout
 from clipcheck.checkpoints.naming import Naming
 from clipcheck.errors import RunError
@@ -159,6 +161,16 @@ def _packed(result: object) -> Answer:
     return {"type": "tuple" if isinstance(result, tuple) else "Tensor"}, tensors
 
 
+def _packed_raw(found: Raw) -> Answer:
+    return {"names": [name for name, _ in found]}, [
+        torch.from_numpy(np.asarray(array)) for _, array in found
+    ]
+
+
+_AT_ONCE = 500
+"""Operations in a message: their names take less than its most bytes."""
+
+
 class ProgramServant:
     """Opens programs, and runs them."""
 
@@ -166,6 +178,7 @@ class ProgramServant:
         self._caller = caller
         self._backend = ""
         self._opened: list[Opened] = []
+        self._tapped: dict[int, Tapped] = {}
 
     def open(
         self, _: Tensors, backend: str, path: str, device: str, options: dict[str, str]
@@ -177,15 +190,59 @@ class ProgramServant:
         declared = [[each.name, each.shape, each.dtype] for each in opened.declared]
         phrases = {"doubts": list(opened.doubts), "notes": list(opened.notes)}
         told = {"declared": declared, **phrases}
-        return {**told, "leaves": opened.leave is not None, "number": len(self._opened) - 1}, ()
+        told |= {"leaves": opened.leave is not None, "shows": opened.inside is not None}
+        told["optimises"] = opened.inside is not None and opened.inside.optimises
+        return {**told, "number": len(self._opened) - 1}, ()
 
     def run(self, tensors: Tensors, number: int) -> Answer:
         """Return a program's outputs, and their names."""
         with exact_floats(), translating(self._backend, "running the program"):
             found = self._opened[number].run([tensor.numpy() for tensor in tensors])
-        return {"names": [name for name, _ in found]}, [
-            torch.from_numpy(np.asarray(array)) for _, array in found
-        ]
+        return _packed_raw(found)
+
+    def graph(self, _: Tensors, number: int) -> Answer:
+        """Send the operations of a program and the names of its weights, some at a time."""
+        graph = self._inside_of(number).graph()
+        nodes = [[each.op, each.inputs, each.outputs, each.scope] for each in graph.nodes]
+        weights = sorted(graph.weights)
+        for start in range(0, max(len(nodes), len(weights)), _AT_ONCE):
+            some = slice(start, start + _AT_ONCE)
+            self._caller.ask({"nodes": nodes[some], "weights": weights[some]}, ())
+        return {"inputs": list(graph.inputs), "outputs": list(graph.outputs)}, ()
+
+    def tap(self, _: Tensors, names: Sequence[str], optimised: bool, number: int) -> Answer:
+        """Open a program so that the tensors of these names can be sent."""
+        self._tapped.pop(number, None)
+        self._tapped[number] = self._inside_of(number).tap(names, optimised)
+        return {}, ()
+
+    def run_tapped(self, tensors: Tensors, names: Sequence[str], number: int) -> Answer:
+        """Return a program's outputs, and send some of the tensors inside of it before."""
+
+        def tell(name: str, array: Array) -> None:
+            self._caller.ask({"name": name}, [torch.from_numpy(array)])
+
+        with exact_floats(), translating(self._backend, "running the program"):
+            given = [tensor.numpy() for tensor in tensors]
+            found = self._tapped[number](given, names, tell)
+        return _packed_raw(found)
+
+    def part(
+        self, tensors: Tensors, entering: Sequence[str], leaving: Sequence[str], number: int
+    ) -> Answer:
+        """Return what leaves a part of a program; the first tensors enter it, the others are the
+        program's inputs."""
+        arrays, count = [tensor.numpy() for tensor in tensors], len(entering)
+        with exact_floats(), translating(self._backend, "running a module alone"):
+            run = self._inside_of(number).part
+            found = run(entering, leaving, arrays[:count], arrays[count:])
+        return {}, [torch.from_numpy(array) for array in found]
+
+    def _inside_of(self, number: int) -> Shown:
+        inside = self._opened[number].inside
+        if inside is None:
+            raise ValueError("the program does not show its inside")
+        return inside
 
     def leave(self, tensors: Tensors, name: str, number: int) -> Answer:
         """Run a program from now on with that weight in float, which is given; without one, as it

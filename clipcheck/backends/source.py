@@ -36,6 +36,7 @@ class ProgramFile:
         cell: sandbox process that runs it; None for this process.
         made_here: whether the backend made it, so that it must have all outputs.
         names: what the user said that its inputs and outputs are, by their names.
+        model: whose modules to look for inside of it; None for none.
     """
 
     path: Path
@@ -47,6 +48,7 @@ class ProgramFile:
     cell: Cell | None = None
     made_here: bool = False
     names: Mapping[str, str] = field(default_factory=dict)
+    model: DualEncoder | None = None
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,7 @@ class Source:
             self.cell,
             self.made_here,
             self.names,
+            self.model,
         )
 
     @property

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 from clipcheck.backends.base import Backend
 from clipcheck.backends.calling import Array, Named, Pixels, Rows, Tokens
+from clipcheck.backends.inside import InsideTowers
 from clipcheck.backends.programs import ProgramBackend
 from clipcheck.backends.signature import INPUTS
 from clipcheck.checkpoints.towers import TOWERS
@@ -45,6 +47,12 @@ class Towers(Backend):
         self.seen = parts[0].seen
         self._parts = dict(zip(ENCODERS, parts, strict=True))
         self._logits = logits
+        self.runs_modules = all(part.runs_modules for part in parts)
+
+    @cached_property
+    def runner(self) -> InsideTowers:
+        """Show the modules of both programs by this."""
+        return InsideTowers({method: part.runner for method, part in self._parts.items()})
 
     def encode_image(self, pixels: Pixels) -> Array:
         """Encode pixels [N, 3, R, R] as features [N, E]."""

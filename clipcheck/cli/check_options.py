@@ -23,24 +23,9 @@ def gate_names() -> list[str]:
     return list(NAMES)
 
 
-Reference = Annotated[
-    str | None,
-    model(
-        metavar="CHECKPOINT",
-        help="Take the weights for the eager model from this file, not from CHECKPOINT.",
-    ),
-]
 Pinned = Annotated[
     Path | None,
     model(metavar="FILE", help="Compare with a file of `clipcheck pin`, without a reference."),
-]
-Map = Annotated[
-    list[str] | None,
-    model(
-        metavar="NAME=MEANING",
-        help="Meaning of an input or output of a program that its name and shape leave open, such "
-        "as image_embeds=image_features; repeatable.",
-    ),
 ]
 Require = Annotated[
     list[str] | None,

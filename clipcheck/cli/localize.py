@@ -1,4 +1,4 @@
-"""``clipcheck localize``: find the module where an archive departs."""
+"""``clipcheck localize``: find the module where an archive or a program departs."""
 
 from __future__ import annotations
 
@@ -17,11 +17,21 @@ def localize(
         str | None,
         options.model(
             metavar="CHECKPOINT",
-            help="The model that the archive was made from: tells the architecture of an archive "
-            "of a library's model, and the weights that it should have.",
+            help="The model that the archive or program was made from. It has the weights of a "
+            "program, tells the architecture of an archive of a library's model, and the weights "
+            "that an archive should have.",
         ),
     ] = None,
     architecture: options.Architecture = None,
+    map: options.Map = None,
+    backend: Annotated[
+        str | None,
+        options.running(
+            metavar="B",
+            help="jit, onnxruntime or export; with a library's model also trace or script. "
+            "Default: by the file's format; jit for an archive.",
+        ),
+    ] = None,
     device: Annotated[
         str | None, options.running(metavar="D", help="cpu, cuda, cuda:1 or mps.")
     ] = None,
@@ -46,9 +56,11 @@ def localize(
     with terminal.progress(quiet) as progress:
         found = run(
             checkpoint,
+            backend=backend,
             key=key,
             reference=reference,
             architecture=architecture,
+            map=map or (),
             device=device,
             dtype=dtype,
             seed=seed,

@@ -34,6 +34,21 @@ Key = Annotated[
         help="Model to read from a training checkpoint that holds several, such as model_ema.",
     ),
 ]
+Reference = Annotated[
+    str | None,
+    model(
+        metavar="CHECKPOINT",
+        help="Take the weights for the eager model from this file, not from CHECKPOINT.",
+    ),
+]
+Map = Annotated[
+    list[str] | None,
+    model(
+        metavar="NAME=MEANING",
+        help="Meaning of an input or output of a program that its name and shape leave open, such "
+        "as image_embeds=image_features; repeatable.",
+    ),
+]
 Architecture = Annotated[
     str | None,
     model(

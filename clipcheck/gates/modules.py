@@ -29,6 +29,7 @@ class ModuleError:
         block: name of the residual block around it, or an empty string.
         part: name of a step between modules; empty for a module.
         given: description of the input of a module that was called alone; else empty.
+        slack: factor for the unit of the error.
     """
 
     module: str
@@ -39,6 +40,7 @@ class ModuleError:
     block: str = ""
     part: str = ""
     given: str = ""
+    slack: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class Coverage:
         failures: why methods failed.
         ranges: errors of modules that were called alone, on extreme inputs.
         reached: by kind of number, the greatest that was reached.
+        covered: further modules that were judged: together with others, or by all their parts.
+        note: how the candidate ran other than as a whole, or an empty string.
     """
 
     errors: Sequence[ModuleError]
@@ -59,6 +63,8 @@ class Coverage:
     failures: Sequence[str] = ()
     ranges: Sequence[ModuleError] = ()
     reached: Mapping[str, float] = field(default_factory=dict)
+    covered: Sequence[str] = ()
+    note: str = ""
 
 
 def modules(coverage: Coverage, limits: Limits) -> GateResult:
@@ -68,7 +74,7 @@ def modules(coverage: Coverage, limits: Limits) -> GateResult:
     divides its work differently.
     """
     coverage = _where_eager_is_finite(coverage)
-    judged = {error.module for error in coverage.errors}
+    judged = {error.module for error in coverage.errors if not error.part} | {*coverage.covered}
     figures = _coverage_figures(judged, coverage)
     if not judged:
         message = f"not one module could be judged: {_reasons(coverage)}"
@@ -82,11 +88,12 @@ def modules(coverage: Coverage, limits: Limits) -> GateResult:
     }
     margin = greatest / limits.module
     if margin > 1:
-        return GateResult("modules", False, _beyond(found, limits), figures, margin)
+        message = f"{_beyond(found, limits)}{_told(coverage)}"
+        return GateResult("modules", False, message, figures, margin)
     message = (
         f"{counted(len(judged), 'module')}, one by one{_also(coverage)}: worst error "
-        f"{against_eager(worst.candidate, greatest, limits.module)}, {worst.module}"
-        f"{_left_out(coverage)}"
+        f"{against_eager(worst.candidate, greatest, limits.module)}, {_named(worst)}"
+        f"{_left_out(coverage)}{_told(coverage)}"
     )
     return GateResult("modules", True, message, figures, margin)
 
@@ -140,7 +147,7 @@ def ratio(error: ModuleError, limits: Limits) -> float:
 def unit(error: ModuleError, limits: Limits) -> float:
     """Return the unit of an error: the eager module's error, or one rounding of the output if it
     is exact."""
-    return max(error.reference, limits.roundoff * error.size)
+    return max(error.reference, limits.roundoff * error.size) * error.slack
 
 
 def _after_block(found: float, block: float | None) -> float:
@@ -148,6 +155,10 @@ def _after_block(found: float, block: float | None) -> float:
     if block is None or block > SAME_BLOCK or not math.isfinite(found):
         return found
     return min(found, block)
+
+
+def _named(error: ModuleError) -> str:
+    return f"{error.module}, {error.part}" if error.part else error.module
 
 
 def _figures(found: float, error: ModuleError, limits: Limits) -> dict[str, float | int | str]:
@@ -170,6 +181,10 @@ def _coverage_figures(judged: set[str], coverage: Coverage) -> Figures:
 def _also(coverage: Coverage) -> str:
     alone = len({error.module for error in coverage.ranges})
     return f", {alone} on extreme inputs as well" if alone else ""
+
+
+def _told(coverage: Coverage) -> str:
+    return f"; {coverage.note}" if coverage.note else ""
 
 
 def _left_out(coverage: Coverage) -> str:
@@ -198,4 +213,4 @@ def _beyond(found: Ratios, limits: Limits) -> str:
     how = "not finite, or the shape differs from the eager module's"
     if math.isfinite(most):
         how = f"error {against_eager(first.candidate, most, limits.module)}"
-    return f"{first.module} ({first.method}): {how}, on {first.given or 'the same input'}{more}"
+    return f"{_named(first)} ({first.method}): {how}, on {first.given or 'the same input'}{more}"

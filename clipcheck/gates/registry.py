@@ -135,7 +135,7 @@ GATES = (
         name="modules",
         noise=2.0,
         title="Each module as close to float64 as the eager one.",
-        passes_when="Each module of an archive, given the input that it has inside the archive, "
+        passes_when="Each module of an archive or a program, given the input that it has in there, "
         f"has at most {_SINGLE.module:g} times the error of the eager module against float64.",
         explanation="End to end, the rounding of later layers hides a small fault; in its module "
         "alone it is visible. Modules are also called on inputs that they rarely get in the whole "

@@ -17,6 +17,7 @@ import numpy as np
 
 from clipcheck.backends.base import Backend
 from clipcheck.backends.calling import Array
+from clipcheck.backends.forward import ByName
 from clipcheck.checkpoints.architecture import Architecture
 from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.errors import RunError
@@ -631,7 +632,9 @@ def judge_candidate(
         with watch.phase("own") as advance, exact_arithmetic():
             own = _run_own(trial, trial.own, candidate, run.cases, limits, advance)
     coverage = None
-    if candidate.runs_modules and trial.dtype == "float32" and "modules" in trial.gates:
+    # A lossy candidate departs in every module.
+    looks = candidate.runs_modules and trial.budget is None
+    if looks and trial.dtype == "float32" and "modules" in trial.gates:
         coverage = _coverage(candidate, source, model or source.model, seed, watch)
     with watch.phase("gates"):
         changed = list(dict.fromkeys([*candidate.changed(), *weights.changed()]))
@@ -717,15 +720,24 @@ def judge_run(
 def _coverage(
     candidate: Backend, source: Source, model: DualEncoder, seed: int, watch: Stopwatch
 ) -> Coverage:
-    from clipcheck.harness.modules.judge import judge_modules
+    from clipcheck.families import eager
+    from clipcheck.harness.modules.judge import judge_library_program, judge_modules
+    from clipcheck.harness.modules.walk import judge_program
 
     with watch.phase("modules") as advance:
         # A module treats every row alike, so few rows suffice; the outputs show whether rows mix.
-        described = source.checkpoint.model
+        described, device = source.checkpoint.model, source.device
         batch = for_modules(inputs_of(described), seed).select([0], [0, 2])
         batch = batch.of_sizes(*candidate.batch_sizes)
         library = described if isinstance(described, LibraryArchitecture) else None
-        return judge_modules(candidate.runner, model, batch, source.device, advance, library)
+        runner = candidate.runner
+        if isinstance(runner, ByName):
+            return judge_modules(runner, model, batch, device, advance, library)
+        if library is not None:
+            return judge_library_program(runner, model, library, batch, device, advance)
+        if not isinstance(model, eager.CLIP):
+            raise TypeError(f"expected clipcheck's own modules, found {type(model).__name__}")
+        return judge_program(runner, model, batch, device, LIMITS[source.dtype], advance)
 
 
 def _attempt(candidate: Backend, batch: Batch, failures: list[str]) -> Mapping[str, Array]:

@@ -1,29 +1,30 @@
-"""Find where an archive first departs from the eager model, in each tower."""
+"""Find where an archive or a program first departs from the eager model, in each tower."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from clipcheck.backends.base import Backend
 from clipcheck.backends.calling import Rows
-from clipcheck.backends.cells import cell_for, isolation_named, prepare
-from clipcheck.backends.loading import build, opened_sides
+from clipcheck.backends.cells import cell_for, prepare
+from clipcheck.backends.loading import build, opened_sides, require_runs
 from clipcheck.backends.registry import Choice, default_for
 from clipcheck.backends.source import Source
 from clipcheck.backends.weights import compare_weights
-from clipcheck.checkpoints.checkpoint import Checkpoint, Format, Program
-from clipcheck.checkpoints.formats import open_checkpoint, require_found
+from clipcheck.checkpoints.checkpoint import Checkpoint, Program
+from clipcheck.checkpoints.formats import require_found
 from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.checkpoints.opening import open_pair
-from clipcheck.checkpoints.told import named
-from clipcheck.errors import RunError, UsageError
+from clipcheck.errors import RunError, UnfitError, UsageError
 from clipcheck.gates.localisation import Localisation, Tower, tower_of
 from clipcheck.gates.tolerances import LIMITS
 from clipcheck.harness.judging import Stopwatch, inputs_of
+from clipcheck.harness.options import CheckOptions
 from clipcheck.inputs.batches import EDGE_CASES, Batch, Inputs, batches, for_modules
 from clipcheck.results.judgement import Conditions, Cost, Subject
 from clipcheck.system.progress import say_import, silent
@@ -31,7 +32,7 @@ from clipcheck.system.progress import say_import, silent
 if TYPE_CHECKING:
     import torch
 
-    from clipcheck.backends.forward import ByName
+    from clipcheck.backends.runner import Shows
 
 
 _TOWERS: Mapping[str, Tower] = {"image_features": "image", "text_features": "text"}
@@ -70,9 +71,11 @@ class Suspect:
 def localize(
     checkpoint: str | os.PathLike[str],
     *,
+    backend: str | None = None,
     key: str | None = None,
     architecture: str | os.PathLike[str] | None = None,
     reference: str | os.PathLike[str] | None = None,
+    map: str | Sequence[str] | None = None,
     device: str | torch.device | None = None,
     dtype: str = "float32",
     seed: int = 0,
@@ -80,14 +83,17 @@ def localize(
     download_root: str | os.PathLike[str] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Localised:
-    """Run an archive, and find the first module of each tower that departs.
+    """Run an archive or a program, and find the first module of each tower that departs.
 
     Args:
         checkpoint: a path or a released name.
+        backend: that runs it, one that shows modules. Default: the one for the file's format.
         key: as for `clipcheck.check`.
         architecture: as for `clipcheck.check`.
-        reference: the model that an archive was made from, which tells its architecture. A module
-            whose weight is not the reference's, rounded at most, departs as well.
+        reference: the model that the archive or program was made from. It has the weights of a
+            program; of an archive, it tells the architecture, and a module whose weight is not the
+            reference's, rounded at most, departs as well.
+        map: as for `clipcheck.check`.
         device: default: the GPU if there is one.
         dtype: to compute in.
         seed: of the inputs.
@@ -98,68 +104,94 @@ def localize(
     Raises:
         ClipcheckError: the checkpoint or the device cannot be used; the subclass tells why.
     """
+    options = CheckOptions(
+        backend=backend,
+        key=key,
+        reference=reference,
+        architecture=architecture,
+        map=map,
+        dtype=dtype,
+        seed=seed,
+        isolation=isolation,
+    )
     require_found(checkpoint)
-    prepare([os.fspath(checkpoint)], isolation_named(isolation))
+    prepare([os.fspath(checkpoint)], options.apart)
 
     say = progress or silent
     say_import(say)
+    from clipcheck.backends.reference import exact_floats
     from clipcheck.models.loader import resolve_device
 
     name = os.fspath(checkpoint)
     watch = Stopwatch()
     target = resolve_device(device)
     say(f"{name}: reading")
-    told = None if architecture is None else named(os.fspath(architecture))
-    if reference is None:
-        opened, other = open_checkpoint(name, download_root, key=key, told=told), None
-    else:
-        opened, other = _opened_beside(name, reference, download_root, key, architecture)
-    opened.verify()
+    if reference is not None:
+        require_found(reference)
+    subject, other = open_pair(name, reference, download_root, key=key, architecture=options.told)
+    program = isinstance(subject, Program)
+    for each in (subject, other):
+        if isinstance(each, Checkpoint):
+            each.verify()
+    choice = _only(options.choices) or Choice(default_for(subject.format) or "jit")
+    require_runs(choice, subject)
     say(f"{name}: loading both models on {target} in {dtype}")
     with (
-        cell_for(opened, target, isolation_named(isolation)) as cell,
-        opened_sides(opened, None, target, dtype, archive=True, cell=cell) as sides,
+        cell_for(subject, target, options.apart) as cell,
+        opened_sides(
+            subject,
+            other if program else None,
+            target,
+            dtype,
+            archive=choice.backend.needs_archive,
+            cell=cell,
+            artefacts=options.artefacts,
+            names=options.names,
+        ) as sides,
     ):
-        with watch.phase("load"):
-            source = sides.load().source
-        say(f"{name}: comparing its modules")
-        sizes = _batch_sizes(source, seed)
-        found = first_departures(source, watch, seed=seed, sizes=sizes)
-        if other is not None:
-            found = found.with_changed_weights(_with_other_weights(source, other))
+        with watch.phase("load"), exact_floats():
+            candidate = build(choice, sides.load().source)
+        with candidate:
+            if not candidate.runs_modules:
+                raise UnfitError(
+                    f"{choice}: it does not show its modules",
+                    remedy="Choose one of these backends: jit, onnxruntime, export.",
+                    path=subject.path,
+                )
+            say(f"{name}: comparing its modules")
+            sizes = _batch_sizes(candidate, sides.source, seed)
+            shown = None if choice.backend.needs_archive else candidate.runner
+            found = first_departures(sides.source, watch, shown=shown, seed=seed, sizes=sizes)
+            if other is not None and not program:
+                found = found.with_changed_weights(_with_other_weights(sides.source, other))
     return Localised(
         name,
         str(target),
-        path=str(opened.path),
-        sha256=opened.sha256,
+        path=str(subject.path),
+        sha256=subject.sha256,
         dtype=dtype,
+        backend=str(choice),
+        reference_checkpoint=None if other is None else str(other.path),
         seconds=dict(watch.seconds),
         localisation=found,
         key=key,
-        asked_architecture=None if told is None else told.argument,
+        asked_architecture=options.told,
+        asked_names=options.names,
         asked_reference=None if reference is None else os.fspath(reference),
     )
 
 
-def _opened_beside(
-    name: str,
-    reference: str | os.PathLike[str],
-    download_root: str | os.PathLike[str] | None,
-    key: str | None,
-    architecture: str | os.PathLike[str] | None,
-) -> tuple[Checkpoint, Checkpoint | None]:
-    """Open an archive and its reference."""
-    require_found(os.fspath(reference))
-    opened, other = open_pair(name, reference, download_root, key=key, architecture=architecture)
-    if isinstance(opened, Program):
+def _only(choices: Sequence[Choice]) -> Choice | None:
+    """Return the backend that was chosen, or None.
+
+    Raises:
+        UsageError: several were chosen.
+    """
+    if len(choices) > 1:
         raise UsageError(
-            f"expected an archive, whose modules are compared, found a program ({opened.format})",
-            remedy="Judge it by its outputs: clipcheck check.",
-            path=opened.path,
+            f"expected one backend, found {', '.join(map(str, choices))}", remedy="Name one."
         )
-    if other is not None:
-        other.verify()
-    return opened, other
+    return choices[0] if choices else None
 
 
 def _with_other_weights(source: Source, reference: Checkpoint) -> Localisation:
@@ -181,25 +213,25 @@ def first_departures(
     source: Source,
     watch: Stopwatch,
     *,
-    runner: ByName | None = None,
+    shown: Shows | None = None,
     seed: int = 0,
     suspect: Suspect | None = None,
     sizes: Rows = (None, None),
 ) -> Localisation:
-    """Compare an archive's modules on more and more inputs, until one departs.
+    """Compare an archive's or a program's modules on more and more inputs, until one departs.
 
     First the inputs of the gate ``modules``; then the failing input, if no place was found in its
     tower; then the edge cases, if no place was found at all.
 
     Args:
-        source: an archive, with the weights of the file; running it may change them.
-        runner: runs what is to be walked through; by default the source's archive.
+        source: of the eager model; running an archive may change the weights that both share.
+        shown: shows the candidate's modules; by default the source's archive.
         sizes: the only numbers of images and prompts with which it runs; None for any.
     """
     from clipcheck.harness.modules.walk import walk
     from clipcheck.harness.modules.whole import walk_library
 
-    archive = runner or (source.archive.runner if source.archive else None)
+    archive = shown or (source.archive.runner if source.archive else None)
     if archive is None:
         raise ValueError("expected an archive that is loaded")
     model = source.checkpoint.model
@@ -208,25 +240,24 @@ def first_departures(
         placed = {place.tower for place in found.found}
         if tower in placed or (tower is None and placed):
             continue
-        batch = batch.of_sizes(*sizes)
+        fitting = batch.of_sizes(*sizes)
         with watch.phase("localisation"):
             if isinstance(model, LibraryArchitecture):
-                here = walk_library(archive, source, model, batch, what)
+                here = walk_library(archive, source, model, fitting, what)
             else:
                 limits = LIMITS[source.dtype]
-                here = walk(archive, source.clip, batch, source.device, limits, what)
+                here = walk(archive, source.clip, fitting, source.device, limits, what)
         changed = Localisation.of_changed(archive.changed(), what, _tower_for(source))
         found = found.fill_from(here.with_changed_weights(changed))
     return found
 
 
-def _batch_sizes(source: Source, seed: int) -> Rows:
-    """Run an archive in two sizes, to find the only ones with which it runs."""
+def _batch_sizes(candidate: Backend, source: Source, seed: int) -> Rows:
+    """Run a candidate in two sizes, to find the only ones with which it runs."""
     batch = for_modules(inputs_of(source.checkpoint.model), seed)
-    with build(Choice(default_for(Format.ARCHIVE)), source) as candidate:
-        for each in (batch, batch.of_sizes(1, 1)):
-            with suppress(RunError):
-                candidate.outputs(each.pixels, each.tokens)
+    for each in (batch, batch.of_sizes(1, 1)):
+        with suppress(RunError):
+            candidate.outputs(each.pixels, each.tokens)
     return candidate.batch_sizes
 
 

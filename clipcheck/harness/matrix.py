@@ -469,10 +469,11 @@ class Judge:
                 # Running changed the weights, which both models share.
                 bench.renew()
             seed = self.options.seed
-            runner = None if candidate.needs_archive else candidate.runner
+            # An archive was loaded again, with its source.
+            shown = None if candidate.needs_archive else candidate.runner
             sizes = candidate.batch_sizes
             return first_departures(
-                bench.source, watch, runner=runner, seed=seed, suspect=suspect, sizes=sizes
+                bench.source, watch, shown=shown, seed=seed, suspect=suspect, sizes=sizes
             )
         except (ClipcheckError, RuntimeError, MemoryError) as error:
             # torch raises RuntimeError, for example if a GPU runs out of memory.

@@ -23,10 +23,18 @@ from clipcheck.models.torchscript import graphs
 
 @dataclass(frozen=True)
 class Site:
-    """A call of a submodule: the module's name within the archive, and the method's."""
+    """A call of a submodule.
+
+    Attributes:
+        module: its name within the archive.
+        method: the method's.
+        last: the module that the tensors leave, where an operation is of two modules, one after the
+            other; empty for ``module`` itself.
+    """
 
     module: str
     method: str
+    last: str = ""
 
     @property
     def is_whole(self) -> bool:

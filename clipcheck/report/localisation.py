@@ -17,7 +17,7 @@ SCHEMA = 1
 
 def report(localised: Localised) -> Text:
     """Return the place in each tower, the verdict, and the next step."""
-    how = f"jit against eager on {localised.device} in {localised.dtype}"
+    how = f"{localised.backend} against eager on {localised.device} in {localised.dtype}"
     lines = [
         *wrapped(visible(localised.checkpoint)),
         *wrapped(f"{how}; compared in {duration(localised.seconds['localisation'])}", "  "),

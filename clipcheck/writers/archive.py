@@ -81,9 +81,8 @@ def buffers(architecture: Architecture) -> dict[str, torch.Tensor]:
     return {key: torch.tensor(value) for key, value in zip(BUFFERS, values, strict=True)}
 
 
-def _trace(
-    architecture: Architecture, weights: Mapping[str, torch.Tensor], alter: Alter | None
-) -> Any:
+def filled(architecture: Architecture, weights: Mapping[str, torch.Tensor]) -> Multimodal:
+    """Return the modules that archives are traced from, in evaluation mode, with these weights."""
     import torch
 
     from clipcheck.writers.legacy import Multimodal
@@ -96,7 +95,15 @@ def _trace(
         if key not in placed:
             placed[key] = torch.zeros_like(counter, device="cpu")
     model.load_state_dict(placed, assign=True)
-    model.eval()
+    return model.eval()
+
+
+def _trace(
+    architecture: Architecture, weights: Mapping[str, torch.Tensor], alter: Alter | None
+) -> Any:
+    import torch
+
+    model = filled(architecture, weights)
     if alter is not None:
         alter(model)
     side = architecture.image_resolution

@@ -14,7 +14,6 @@ from clipcheck.audit.faults import fault_named
 from clipcheck.backends.loading import opened_sides
 from clipcheck.checkpoints.architecture import Architecture, ViT
 from clipcheck.checkpoints.formats import open_checkpoint
-from clipcheck.checkpoints.told import Told
 from clipcheck.errors import CheckpointError
 from clipcheck.gates.localisation import Localisation
 from clipcheck.harness import localising
@@ -114,11 +113,11 @@ def test_what_was_asked_for_is_passed_on(
     keys: list[object] = []
     seeds: list[int] = []
 
-    def opened(name: str, folder: object, key: str | None, told: Told | None) -> Any:
+    def opened(name: str, _: None, folder: object, *, key: str, architecture: str) -> Any:
         folders.append(folder)
-        architectures.append(told and told.argument)
+        architectures.append(architecture)
         keys.append(key)
-        return open_checkpoint(name)
+        return open_checkpoint(name), None
 
     def small_batch(inputs: Any, seed: int) -> Any:
         seeds.append(seed)
@@ -128,7 +127,7 @@ def test_what_was_asked_for_is_passed_on(
         seeds.append(seed)
         return []
 
-    monkeypatch.setattr(localising, "open_checkpoint", opened)
+    monkeypatch.setattr(localising, "open_pair", opened)
     monkeypatch.setattr(localising, "for_modules", small_batch)
     monkeypatch.setattr(localising, "batches", corners)
     found = localize(

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from clipcheck.backends.reference import Reference, exact_arithmetic
-from clipcheck.backends.runner import Listened, Runner
+from clipcheck.backends.runner import Listened, Runner, Shows
 from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.errors import RunError
 from clipcheck.families import eager
@@ -112,6 +112,37 @@ def _run(archive: Listened, judge: Judge, batch: Batch, device: torch.device) ->
     return failures
 
 
+def judge_library_program(
+    program: Shows,
+    model: DualEncoder,
+    library: LibraryArchitecture,
+    batch: Batch,
+    device: torch.device,
+    advance: Advance = still,
+) -> Coverage:
+    """Run the towers of a program, and judge the modules that it shares with a library's ``model``.
+
+    See `judge_modules`; logits follow from features in the same run.
+    """
+    twins = twins_of(model, batch, device, library)
+    judge = Judge(twins, Tally(len(twins.blocks), advance), subject="the program")
+    inputs = {"encode_image": batch.pixels, "encode_text": batch.tokens}
+    failures: list[str] = []
+    with exact_arithmetic():
+        for method, given in inputs.items():
+            if method not in program.facts.methods:
+                continue
+            try:
+                tensor = torch.from_numpy(given).to(device)
+                program.listen(method, [tensor], twins.blocks, judge.listen)
+            except RunError as error:
+                failures.append(f"{error.problem}, in a batch of {len(given)} rows")
+                judge.running.clear()
+    found = judge.coverage(failures)
+    skipped = {**found.skipped, **program.hidden}
+    return replace(found, skipped=skipped, note=program.note)
+
+
 def twins_of(
     model: DualEncoder,
     batch: Batch,
@@ -151,7 +182,7 @@ def _ranges(
         return {}
     ranges = Ranges(archive, model, device)
     ranges.modules(judge.sites)
-    ranges.head(batch)
+    ranges.head(archive, batch)
     return {"ranges": ranges.errors, "reached": ranges.reached}
 
 
@@ -185,7 +216,8 @@ class Judge:
             self.running.append((site, [tensor.clone() for tensor in tensors]))
         else:
             _, inputs = self.running.pop()
-            self._judge(site, inputs, tensors)
+            if not site.last:
+                self._judge(site, inputs, tensors)
 
     def _judge(self, site: Site, inputs: Tensors, outputs: Tensors) -> None:
         if site.module in self.twins.last:

@@ -1,20 +1,20 @@
-"""Call the modules of an archive alone, on numbers that ordinary inputs never reach.
+"""Call the modules of an archive or a program alone, on numbers that ordinary inputs never reach.
 
 Ordinary activations do not show a clamp at 50, or a wrong epsilon beside a variance of one. A
-TorchScript module can be called alone and compared with the eager module and its float64 copy.
+module can be called alone and compared with the eager module and its float64 copy.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
 
 from clipcheck.backends.forward import Sizes, outputs_of
-from clipcheck.backends.runner import Runner
+from clipcheck.backends.runner import Runner, Shows
 from clipcheck.errors import RunError
 from clipcheck.families import eager
 from clipcheck.gates.modules import ModuleError, ratio
@@ -78,13 +78,15 @@ class Ranges:
 
     Attributes:
         model: the eager model of the same weights, in float32.
+        slack: see `ModuleError`.
         errors: the worst of each module.
         reached: by kind of number, the greatest that was reached.
     """
 
-    archive: Runner
+    archive: Shows
     model: eager.CLIP
     device: torch.device
+    slack: float = 1.0
     errors: list[ModuleError] = field(default_factory=list)
     reached: dict[str, float] = field(default_factory=dict)
 
@@ -112,9 +114,10 @@ class Ranges:
             if called.output < len(given):
                 got = given[called.output]
                 if got.shape == expected.exact.shape:
-                    self.errors.append(_worst(name, called.site.method, got, expected, values))
+                    worst = _worst(name, called.site.method, got, expected, values)
+                    self.errors.append(replace(worst, slack=self.slack))
 
-    def head(self, batch: Batch) -> None:
+    def head(self, archive: Runner, batch: Batch) -> None:
         """Call ``forward`` with text features parallel and opposite to the image's.
 
         Another text projection, for one call, gives the texts these features. The expected logits
@@ -123,10 +126,10 @@ class Ranges:
         pixels = torch.from_numpy(batch.pixels[:1]).to(self.device)
         tokens = torch.from_numpy(batch.tokens[:2]).to(self.device)
         try:
-            image = self._tensor(self.archive.call("encode_image", pixels))
+            image = self._tensor(archive.call("encode_image", pixels))
             other = {"text_projection": self._aligned(image, tokens)}
-            text = self._tensor(self.archive.call_with(other, "encode_text", tokens))
-            given = self.archive.call_with(other, "forward", pixels, tokens)
+            text = self._tensor(archive.call_with(other, "encode_text", tokens))
+            given = archive.call_with(other, "forward", pixels, tokens)
             sizes = Sizes(len(pixels), len(tokens), image.shape[-1])
             got = self._tensor(outputs_of(given, sizes).get(LOGITS[0]))
         except (RunError, TypeError, ValueError):

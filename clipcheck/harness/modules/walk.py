@@ -18,8 +18,9 @@ from typing import NamedTuple
 import torch
 
 from clipcheck.backends.forward import Sizes, outputs_of
+from clipcheck.backends.inside import InsideProgram
 from clipcheck.backends.reference import exact_arithmetic
-from clipcheck.backends.runner import Runner
+from clipcheck.backends.runner import Shows
 from clipcheck.errors import RunError
 from clipcheck.families import eager
 from clipcheck.families.joints import (
@@ -33,20 +34,55 @@ from clipcheck.families.joints import (
     joints,
 )
 from clipcheck.gates.localisation import FORWARD, Failure, Localisation, localise
-from clipcheck.gates.modules import ModuleError, ratio, ratios
+from clipcheck.gates.modules import Coverage, ModuleError, ratio, ratios
 from clipcheck.gates.result import FEATURES, LOGITS
-from clipcheck.gates.tolerances import Limits
+from clipcheck.gates.tolerances import EXTREME, Limits
 from clipcheck.harness.modules.judge import Judge, Tensors, error_of, nearest
+from clipcheck.harness.modules.ranges import CallSite, Ranges
 from clipcheck.harness.modules.twins import NOT_TAKEN, Pair, Twins
 from clipcheck.inputs.batches import Batch
 from clipcheck.models.taps import Site
+from clipcheck.system.progress import Advance, Tally, still
 
 HEAD = "normalisation, scale and product"
 """Name of the steps that ``forward`` takes with the features."""
 
 
+def judge_program(
+    program: Shows,
+    model: eager.CLIP,
+    batch: Batch,
+    device: torch.device,
+    limits: Limits,
+    advance: Advance = still,
+) -> Coverage:
+    """Judge the modules of a program, and the steps between them.
+
+    A module that the program does not show is judged together with the steps around it.
+
+    Args:
+        batch: as for `walk`.
+
+    Returns:
+        The errors, which modules they cover, why others were not judged, and why methods failed.
+    """
+    walker = _Walker(program, model, batch, device, limits, stops=False, advance=advance)
+    with exact_arithmetic():
+        if "encode_image" in program.facts.methods:
+            walker.run("encode_image", {PIXELS: walker.pixels})
+        if "encode_text" in program.facts.methods:
+            walker.run("encode_text", {TOKENS: walker.tokens})
+    found = walker.coverage()
+    if found.failures:
+        return found
+    ranges = Ranges(program, model, device, EXTREME)
+    with exact_arithmetic():
+        ranges.modules(walker.sites)
+    return replace(found, ranges=ranges.errors, reached=ranges.reached)
+
+
 def walk(
-    archive: Runner,
+    archive: Shows,
     model: eager.CLIP,
     batch: Batch,
     device: torch.device,
@@ -75,6 +111,11 @@ def walk(
     return walker.localisation(given)
 
 
+def described(given: str, archive: Shows) -> str:
+    """Describe inputs, and how a model ran on them."""
+    return f"{given}; {archive.note}" if archive.note else given
+
+
 class _Unknown(Exception):  # noqa: N818 - no error: it ends the search for a value
     """The expected value cannot be computed from the tensors that are kept."""
 
@@ -82,11 +123,14 @@ class _Unknown(Exception):  # noqa: N818 - no error: it ends the search for a va
 class _Walker:
     def __init__(
         self,
-        archive: Runner,
+        archive: Shows,
         model: eager.CLIP,
         batch: Batch,
         device: torch.device,
         limits: Limits,
+        *,
+        stops: bool = True,
+        advance: Advance = still,
     ) -> None:
         self.pixels = torch.from_numpy(batch.pixels).to(device)
         self.tokens = torch.from_numpy(batch.tokens).to(device)
@@ -94,7 +138,9 @@ class _Walker:
         self._model = model
         self._limits = limits
         self._twins = Twins(model, len(batch.pixels), len(batch.tokens), device)
-        self._judge = Judge(self._twins)
+        self._judge = Judge(self._twins, Tally(len(self._twins.blocks), advance))
+        self._stops = stops
+        self._covered: set[str] = set()
         self._joints = {joint.target: joint for joint in joints(model)}
         # A copy: the archive shares the model's weights, and may change them.
         self._logit_scale = model.logit_scale.detach().clone()
@@ -110,10 +156,11 @@ class _Walker:
         """Call a method of the archive, and compare each tensor between its modules."""
         self._held.begin(given)
         self._first, self._placed = len(self._judge.errors), False
+        # In a program both towers were shown before: it is one run.
+        shown = method == "forward" and isinstance(self._archive, InsideProgram)
+        names = () if shown and len(self._features) == len(FEATURES) else self._twins.blocks
         try:
-            result = self._archive.listen(
-                method, list(given.values()), self._twins.blocks, self._listen
-            )
+            result = self._archive.listen(method, list(given.values()), names, self._listen)
         except RunError as error:
             inside = self._judge.running[-1][0].module if self._judge.running else ""
             self._failures.append(Failure(method, inside, error.problem))
@@ -130,10 +177,29 @@ class _Walker:
 
     def localisation(self, given: str) -> Localisation:
         """Return the findings so far."""
+        given = described(given, self._archive)
         return localise(self._judge.errors, self._failures, self._limits, given)
+
+    @property
+    def sites(self) -> Mapping[str, CallSite]:
+        """Return by module its first judged call."""
+        return self._judge.sites
+
+    def coverage(self) -> Coverage:
+        """Return all errors so far, and the modules that they cover."""
+        judged = {error.module for error in self._judge.errors if not error.part} | self._covered
+        found = self._judge.coverage([failure.problem for failure in self._failures])
+        reasons = {**found.skipped, **self._archive.hidden}
+        skipped = {name: reason for name, reason in reasons.items() if name not in judged}
+        return replace(
+            found, skipped=skipped, covered=sorted(self._covered), note=self._archive.note
+        )
 
     def _listen(self, site: Site, entering: bool, tensors: Tensors) -> None:
         if self._placed:
+            return
+        if site.last:
+            self._hear_both(site, entering, tensors)
             return
         # Before the module itself: the inside of a block is judged before the block.
         held = self._hold(End(site.module, "in" if entering else "out"), tensors, site.method)
@@ -141,10 +207,38 @@ class _Walker:
             self._begun[site.module] = len(self._judge.errors)
         elif held and self._is_settled(site.module):
             self._judge.running.pop()
+            self._covered.add(site.module)
             return
         self._judge.listen(site, entering, tensors)
         if not self._judge.running and not self._is_sound(self._first):
-            self._placed = self._departs()
+            self._placed = self._stops and self._departs()
+
+    def _hear_both(self, site: Site, entering: bool, tensors: Tensors) -> None:
+        """Compare two modules of which an archive or program shows what enters the first and leaves
+        the second."""
+        first, last = site.module, site.last
+        joint = self._joints.get(End(last, "in"))
+        if joint is None or not joint.passes or joint.sources[0] != End(first, "out"):
+            return  # they do not follow each other: the eager ones take their place
+        if entering:
+            self._hold(End(first, "in"), tensors, site.method)
+            return
+        with suppress(_Unknown, *NOT_TAKEN):
+            steps: list[_Step] = []
+            expected = self._value(End(last, "out"), steps)
+            block = self._twins.blocks[first]
+            found = [
+                error_of(first, site.method, got, expected, block, f"itself, or {last}")
+                for got in tensors
+                if got.shape == expected.exact.shape
+            ]
+            if found:
+                self._judge.errors.append(nearest(found))
+                self._covered |= {first, last}
+        self._held.enter(End(last, "out"))
+        self._held.keep(End(last, "out"), tensors)
+        if not self._judge.running and not self._is_sound(self._first):
+            self._placed = self._stops and self._departs()
 
     def _is_settled(self, block: str) -> bool:
         """Tell whether everything inside a block was judged and passed, so that the block passes
@@ -201,6 +295,7 @@ class _Walker:
             if joint.target == TEXT_FEATURES and len(steps) == 1:
                 error = self._pooled_elsewhere(error, tensors[0])
             self._judge.errors.append(error)
+            self._covered.update(step.name for step in steps if not step.part)
         return bool(found)
 
     def _computed(self, joint: Joint, steps: list[_Step]) -> Pair:

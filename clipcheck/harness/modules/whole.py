@@ -12,7 +12,7 @@ import torch
 
 from clipcheck.backends.forward import Sizes, outputs_of
 from clipcheck.backends.reference import Reference, exact_arithmetic
-from clipcheck.backends.runner import Runner
+from clipcheck.backends.runner import Shows
 from clipcheck.backends.source import Source
 from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.errors import RunError
@@ -31,7 +31,7 @@ from clipcheck.gates.tolerances import LIMITS
 from clipcheck.harness.modules.judge import NO_TENSORS, Judge, error_of
 from clipcheck.harness.modules.library import LibraryTwins
 from clipcheck.harness.modules.twins import Pair
-from clipcheck.harness.modules.walk import HEAD
+from clipcheck.harness.modules.walk import HEAD, described
 from clipcheck.inputs.batches import Batch
 from clipcheck.models.facts import METHODS
 
@@ -41,7 +41,7 @@ MISSING = "which is not called like the eager model's"
 
 
 def walk_library(
-    archive: Runner, source: Source, library: LibraryArchitecture, batch: Batch, given: str
+    archive: Shows, source: Source, library: LibraryArchitecture, batch: Batch, given: str
 ) -> Localisation:
     """Find the first place in each tower where an archive differs from a library's eager model.
 
@@ -65,7 +65,7 @@ def walk_library(
 
 class _Walker:
     def __init__(
-        self, archive: Runner, source: Source, library: LibraryArchitecture, batch: Batch
+        self, archive: Shows, source: Source, library: LibraryArchitecture, batch: Batch
     ) -> None:
         device = source.device
         self._limits = LIMITS[source.dtype]
@@ -124,6 +124,7 @@ class _Walker:
 
     def localisation(self, given: str) -> Localisation:
         """Return the places of differences."""
+        given = described(given, self._archive)
         tower = partial(tower_in, self._model)
         found = localise(self._judge.errors, self._failures, self._limits, given, tower)
         return Localisation([self._placed(place) for place in found.places])

@@ -2,14 +2,63 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from clipcheck.audit.faults.variant import PlantSource
+from clipcheck.backends.artefacts import Artefacts
+from clipcheck.backends.source import Source
+from clipcheck.checkpoints.architecture import Architecture
 from clipcheck.families import eager
+from clipcheck.families.base import DualEncoder
 from clipcheck.gates.result import OUTPUTS
 from clipcheck.models.whole import Whole
+from clipcheck.writers.archive import filled
+from clipcheck.writers.legacy import Multimodal
 from clipcheck.writers.programs import INPUTS, export, write_pt2
+
+
+class OfArchive(DualEncoder):
+    """The modules that archives are traced from, to plant the same faults into programs."""
+
+    def __init__(self, model: Multimodal, architecture: Architecture) -> None:
+        super().__init__(architecture.image_resolution, architecture.context_length)
+        self.clip = model
+
+    def own(self) -> Multimodal:
+        """Return the modules that have the names of the eager model's."""
+        return self.clip
+
+    def encode_image(self, image: Tensor) -> Tensor:
+        """[N, 3, H, W] to [N, E]."""
+        return self.clip.encode_image(image)
+
+    def encode_text(self, text: Tensor) -> Tensor:
+        """[M, L] to [M, E]."""
+        return self.clip.encode_text(text)
+
+    def logits(self, image_features: Tensor, text_features: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute logits [N, M] and [M, N] from features [N, E] and [M, E]."""
+        return eager.scaled_cosines(image_features, text_features, self.clip.logit_scale)
+
+
+def of_archive(alter: Callable[[Multimodal], None]) -> PlantSource:
+    """Export the modules that archives are traced from, altered."""
+
+    @contextmanager
+    def plant(source: Source) -> Iterator[Source]:
+        architecture = source.checkpoint.architecture
+        model = filled(architecture, source.model.state_dict())
+        alter(model)
+        altered = OfArchive(model, architecture).eval()
+        yield replace(source, model=altered, artefacts=Artefacts(None, source.scratch))
+
+    return plant
 
 
 def write_rounded(model: eager.CLIP, path: Path) -> None:

@@ -1,0 +1,97 @@
+"""The calls of modules in the graph of a program."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from clipcheck.backends.graph import MERGED, NAMELESS, Call, Graph, Modules, Node, find_calls
+
+MODULES = Modules(
+    ["visual.conv1", "visual.bn1", "visual.block", "visual.block.ln", "ln_final"],
+    {"visual.conv1.weight", "visual.bn1.weight", "visual.block.ln.weight", "ln_final.weight"},
+    lambda key: key.startswith("visual."),
+)
+
+
+def of(*nodes: Node, outputs: Sequence[str] = ("y",)) -> Graph:
+    weights = {
+        "m.visual.conv1.weight",
+        "m.visual.block.ln.weight",
+        "m.ln_final.weight",
+        "ln.weight",
+    }
+    return Graph(nodes, ["pixels", "tokens"], outputs, weights | {"constant"})
+
+
+def node(scope: str, inputs: Sequence[str], output: str, op: str = "Op") -> Node:
+    return Node(op, tuple(inputs), (output,), scope)
+
+
+def test_what_enters_and_leaves_a_module_is_found_below_any_wrapper() -> None:
+    found = find_calls(
+        of(
+            node("m.visual.conv1", ["pixels", "m.visual.conv1.weight"], "x"),
+            node("m.visual.block", ["x", "constant"], "x1"),
+            node("m.visual.block.ln", ["x1", "m.visual.block.ln.weight"], "x2"),
+            node("m.visual.block", ["x1", "x2"], "y"),
+        ),
+        MODULES,
+        ["pixels"],
+    )
+    assert found.calls == [
+        Call("visual.conv1", ("pixels",), ("x",), 0),
+        Call("visual.block", ("x",), ("y",), 1),
+        Call("visual.block.ln", ("x1",), ("x2",), 2),
+    ]
+    assert found.hidden == {"visual.bn1": NAMELESS, "ln_final": NAMELESS}
+
+
+def test_only_the_shape_of_a_tensor_is_no_value() -> None:
+    found = find_calls(
+        of(
+            node("m.visual.conv1", ["pixels", "m.visual.conv1.weight"], "x"),
+            node("m.visual.block.ln", ["x"], "size", "Shape"),
+            node("m.visual.block.ln", ["x", "size", "m.visual.block.ln.weight"], "y"),
+            node("", ["x", "size"], "z", "Shape"),
+        ),
+        MODULES,
+        ["pixels"],
+    )
+    assert Call("visual.block.ln", ("x",), ("y",), 2) in found.calls
+
+
+def test_a_normalisation_in_the_convolution_before_it_is_one_call_with_it() -> None:
+    folded = node("m.visual.bn1", ["pixels", "m.visual.conv1.weight"], "y")
+    found = find_calls(of(folded), MODULES, ["pixels"])
+    assert found.calls == [Call("visual.conv1", ("pixels",), ("y",), 0, "visual.bn1")]
+
+
+def test_modules_that_are_merged_in_other_ways_are_left_out() -> None:
+    found = find_calls(
+        of(
+            node("m.visual.conv1", ["pixels", "m.visual.conv1.weight"], "x"),
+            node("m.visual.bn1", ["x", "m.visual.conv1.weight"], "y"),
+        ),
+        MODULES,
+        ["pixels"],
+    )
+    assert not found.calls
+    assert found.hidden["visual.conv1"] == found.hidden["visual.bn1"] == MERGED
+
+
+def test_a_module_none_of_whose_weights_is_known_is_left_out() -> None:
+    # A BatchNorm may be folded into them, and then the output is another module's.
+    unnamed = node("m.visual.conv1", ["pixels", "onnx::Conv_12"], "y")
+    assert find_calls(of(unnamed), MODULES, ["pixels"]).hidden["visual.conv1"] == NAMELESS
+
+
+def test_a_tower_that_was_exported_alone_is_told_by_its_input() -> None:
+    modules = Modules(
+        ["visual.ln", "ln"],
+        {"visual.ln.weight", "ln.weight"},
+        lambda key: key.startswith("visual."),
+    )
+    alone = of(node("ln", ["pixels", "ln.weight"], "y"))
+    assert [call.module for call in find_calls(alone, modules, ["pixels"]).calls] == ["visual.ln"]
+    text = of(node("ln", ["tokens", "ln.weight"], "y"))
+    assert [call.module for call in find_calls(text, modules, ["pixels"]).calls] == ["ln"]

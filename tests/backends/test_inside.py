@@ -1,0 +1,130 @@
+"""Modules inside of programs, and the faults that only they show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from clipcheck.backends.base import Backend
+from clipcheck.backends.export import Export
+from clipcheck.backends.inside import InsideProgram
+from clipcheck.backends.onnxruntime import ONNXRuntime, open_program
+from clipcheck.backends.source import Source
+from clipcheck.checkpoints.checkpoint import Format
+from clipcheck.gates.localisation import Place
+from clipcheck.gates.modules import modules
+from clipcheck.gates.tolerances import LIMITS
+from clipcheck.harness.judging import inputs_of
+from clipcheck.harness.modules.walk import judge_program, walk
+from clipcheck.inputs.batches import for_modules
+from tests.backends.kept import CPU, Kept, minute, source
+from tests.samples import MINUTE_RESNET
+from tests.thorough import thorough
+
+LIMIT = LIMITS["float32"]
+MODULES = 17
+"""Modules of the smallest ViT."""
+
+Edit = Callable[[onnx.ModelProto], None]
+
+
+@pytest.fixture(scope="session")
+def vit(built: Path) -> Source:
+    return source(minute(built, Format.ARCHIVE), built, ONNXRuntime)
+
+
+def inside(program: Backend) -> InsideProgram:
+    assert isinstance(program.runner, InsideProgram)
+    return program.runner
+
+
+def departures(program: Backend, made: Source) -> list[Place]:
+    batch = for_modules(inputs_of(made.checkpoint.model), 0)
+    return [*walk(inside(program), made.clip, batch, CPU, LIMIT, "a batch").found]
+
+
+def edited(made: Source, path: Path, edit: Edit) -> Backend:
+    ONNXRuntime.build(made).close()
+    program = onnx.load(cast(Kept, made.artefacts).path)
+    edit(program)
+    onnx.save(program, path)
+    return open_program(
+        path, CPU, made.sizes, made.model.state_dict(), made.options, model=made.model
+    )
+
+
+def epsilon(scope: str, value: float) -> Edit:
+    def edit(program: onnx.ModelProto) -> None:
+        (found,) = [
+            node
+            for node in program.graph.node
+            if node.op_type == "LayerNormalization" and any(scope in name for name in node.input)
+        ]
+        kept = [each for each in found.attribute if each.name != "epsilon"]
+        del found.attribute[:]
+        found.attribute.extend([*kept, onnx.helper.make_attribute("epsilon", value)])
+
+    return edit
+
+
+def without_bias(key: str) -> Edit:
+    def edit(program: onnx.ModelProto) -> None:
+        (found,) = [each for each in program.graph.initializer if each.name.endswith(key)]
+        zeros = np.zeros_like(numpy_helper.to_array(found))
+        found.CopyFrom(numpy_helper.from_array(zeros, found.name))
+
+    return edit
+
+
+@pytest.mark.parametrize("backend", [ONNXRuntime, Export])
+@pytest.mark.parametrize("kind", ["vit", thorough("resnet")])
+def test_every_module_of_a_sound_program_is_judged(
+    backend: type[Backend], kind: str, built: Path
+) -> None:
+    given = minute(built, Format.ARCHIVE, *([MINUTE_RESNET] if kind == "resnet" else []))
+    made = source(given, built, backend)
+    batch = for_modules(inputs_of(made.checkpoint.model), 0)
+    with backend.build(made) as program:
+        shown = inside(program)
+        coverage = judge_program(shown, made.clip, batch, CPU, LIMIT)
+        found = modules(coverage, LIMIT)
+        assert found.passed, found.message
+        assert not coverage.skipped
+        assert shown.note == ""
+        assert not departures(program, made)
+
+
+@pytest.mark.parametrize(
+    ("edit", "module", "part"),
+    [
+        (
+            epsilon("visual.transformer.resblocks.0.ln_2", 1e-4),
+            "visual.transformer.resblocks.0.ln_2",
+            "",
+        ),
+        (without_bias("visual.transformer.resblocks.0.mlp.c_fc.bias"), "c_fc", ""),
+        (
+            without_bias("model.visual.positional_embedding"),
+            "positional_embedding",
+            "class token and positions",
+        ),
+    ],
+    ids=["epsilon", "bias", "positions"],
+)
+def test_an_altered_program_departs_in_the_altered_module(
+    edit: Edit, module: str, part: str, vit: Source, tmp_path: Path
+) -> None:
+    with edited(vit, tmp_path / "altered.onnx", edit) as program:
+        place = departures(program, vit)[0]
+        assert str(place.module).endswith(module)
+        assert place.part == part
+        batch = for_modules(inputs_of(vit.checkpoint.model), 0)
+        assert not modules(
+            judge_program(inside(program), vit.clip, batch, CPU, LIMIT), LIMIT
+        ).passed
