@@ -4,12 +4,16 @@ Each model is created, judged by the backends trace, export and onnxruntime in a
 deleted. The ledger of the sweep keeps the results, so the same command resumes where it stopped. It
 prints a table of all results so far, and below it the runs that did not pass.
 
-Without ``--full`` each tower has two layers, or one block in each stage, and a vocabulary larger
-than CLIP's is cut; widths, heads and image sizes are those of the architecture. ``--faults``
-instead plants a fault into some of these models and judges it by trace. ``--audits`` instead reads
-the files of ``clipcheck audit --family NAME --json``, and prints the results by model.
+The smallest model of each family is judged first, then the next of each, so that a list that is
+not complete has every family.
 
-    python -m benchmarks.zoo --tables docs/evidence/tables
+Without ``--full`` each tower has two layers (one for images of 336 pixels a side or more), or one
+block in each stage, and a vocabulary larger than CLIP's is cut; widths, heads and image sizes are
+those of the architecture. ``--faults`` instead plants a fault into some of these models and judges
+it by trace. ``--audits`` instead reads the files of ``clipcheck audit --family NAME --json``, and
+prints the results by model.
+
+    python -m benchmarks.zoo --examples 8 --tables docs/evidence/tables
     python -m benchmarks.zoo --only 'open_clip:EVA*' --backend trace
     python -m benchmarks.zoo --faults --tables docs/evidence/tables
     python -m benchmarks.zoo --audits seeds.json --tables docs/evidence/tables
@@ -26,6 +30,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +50,14 @@ from clipcheck.sweep.catalogue import Entry
 from clipcheck.sweep.engines.local import LocalEngine
 from clipcheck.sweep.jobs import Job, Source
 from clipcheck.sweep.ledger import Ledger
-from clipcheck.sweep.plan import Setting, Unit, plan
+from clipcheck.sweep.plan import Plan, Setting, Unit, plan
 from clipcheck.sweep.run import Row, run
 
 BACKENDS = ("trace", "export", "onnxruntime")
 LAYERS = 2
+LARGE = 336
+"""Pixels a side of images for which one layer takes as long as two of others."""
+
 VOCABULARY = 8192
 """Number of ids that are kept of a vocabulary larger than CLIP's."""
 
@@ -157,6 +165,7 @@ def described(name: str, scratch: Path, *, full: bool) -> Architecture | Library
         scratch: a folder that exists as long as the model.
         full: whether the model has its full size.
     """
+    from clipcheck.families.registry import sizes_of
     from clipcheck.writers.synthesize import shallow
 
     if name == CLIP_GELU:
@@ -168,16 +177,17 @@ def described(name: str, scratch: Path, *, full: bool) -> Architecture | Library
         found = named(name, asked="", text_config=True).model
     if full:
         return found
+    layers = LAYERS if sizes_of(found).image_resolution < LARGE else 1
     if isinstance(found, LibraryArchitecture):
         settings = found.settings
         if found.library == "transformers":
             _cut(settings.get("text_config", settings))
         else:
             _cut(settings["model_cfg"]["text_cfg"])
-            make_shallow(settings["model_cfg"]["vision_cfg"], scratch)
+            make_shallow(settings["model_cfg"]["vision_cfg"], scratch, layers)
         files = tuple((name, _cut_file(text)) for name, text in found.files)
         found = replace(found, config=json.dumps(settings, sort_keys=True), files=files)
-    return shallow(found, LAYERS)
+    return shallow(found, layers)
 
 
 def make_shallow(vision: dict[str, Any], folder: Path, layers: int = LAYERS) -> None:
@@ -245,8 +255,28 @@ def judged(chosen: Sequence[str], arguments: argparse.Namespace) -> Sequence[Uni
         setting = Setting(options, Path(scratch), "cpu", engine.threads())
         with closing(engine), suppress(KeyboardInterrupt):
             if not arguments.known:
-                run(plan(entries, ledger, setting), engine, ledger, tell=print)
+                run(in_turn(plan(entries, ledger, setting)), engine, ledger, tell=print)
         return plan(entries, ledger, setting).units
+
+
+def in_turn(whole: Plan) -> Plan:
+    """Order jobs: the smallest model of each family first, then the next of each."""
+    families = defaultdict(list)
+    for job in sorted(whole.jobs, key=lambda job: (size_of(job.label), job.label)):
+        families[family_of(job.label)].append(job)
+    rounds = zip_longest(*families.values())
+    return replace(whole, jobs=[job for each in rounds for job in each if job is not None])
+
+
+def size_of(name: str) -> int:
+    """Return a number that grows with the time of a model's check: pixels of an image, times the
+    channels of its features."""
+    if name.startswith(TRANSFORMERS):
+        return 0
+    import open_clip
+
+    config = open_clip.get_model_config(name.removeprefix(OPEN_CLIP))
+    return int(config["vision_cfg"].get("image_size", 224)) ** 2 * int(config["embed_dim"])
 
 
 def perform(job: Job) -> str:
