@@ -7,11 +7,11 @@ prints a table of all results so far, and below it the runs that did not pass.
 The smallest model of each family is judged first, then the next of each, so that a list that is
 not complete has every family.
 
-Without ``--full`` each tower has two layers (one for images of 336 pixels a side or more), or one
-block in each stage, and a vocabulary larger than CLIP's is cut; widths, heads and image sizes are
-those of the architecture. ``--faults`` instead plants a fault into some of these models and judges
-it by trace. ``--audits`` instead reads the files of ``clipcheck audit --family NAME --json``, and
-prints the results by model.
+Without ``--full`` each tower has two layers in classes of transformers and in the models of
+`FAULTS`, one layer in others, or one block in each stage, and a vocabulary larger than CLIP's is
+cut; widths, heads and image sizes are those of the architecture. ``--faults`` instead plants a fault
+into some of these models and judges it by trace. ``--audits`` instead reads the files of
+``clipcheck audit --family NAME --json``, and prints the results by model.
 
     python -m benchmarks.zoo --examples 8 --tables docs/evidence/tables
     python -m benchmarks.zoo --only 'open_clip:EVA*' --backend trace
@@ -54,10 +54,6 @@ from clipcheck.sweep.plan import Plan, Setting, Unit, plan
 from clipcheck.sweep.run import Row, run
 
 BACKENDS = ("trace", "export", "onnxruntime")
-LAYERS = 2
-LARGE = 336
-"""Pixels a side of images for which one layer takes as long as two of others."""
-
 VOCABULARY = 8192
 """Number of ids that are kept of a vocabulary larger than CLIP's."""
 
@@ -165,7 +161,6 @@ def described(name: str, scratch: Path, *, full: bool) -> Architecture | Library
         scratch: a folder that exists as long as the model.
         full: whether the model has its full size.
     """
-    from clipcheck.families.registry import sizes_of
     from clipcheck.writers.synthesize import shallow
 
     if name == CLIP_GELU:
@@ -177,7 +172,7 @@ def described(name: str, scratch: Path, *, full: bool) -> Architecture | Library
         found = named(name, asked="", text_config=True).model
     if full:
         return found
-    layers = LAYERS if sizes_of(found).image_resolution < LARGE else 1
+    layers = 2 if name in FAULTS or name.startswith(TRANSFORMERS) else 1
     if isinstance(found, LibraryArchitecture):
         settings = found.settings
         if found.library == "transformers":
@@ -190,7 +185,7 @@ def described(name: str, scratch: Path, *, full: bool) -> Architecture | Library
     return shallow(found, layers)
 
 
-def make_shallow(vision: dict[str, Any], folder: Path, layers: int = LAYERS) -> None:
+def make_shallow(vision: dict[str, Any], folder: Path, layers: int) -> None:
     """Make a tower of timm shallow, by a folder: a configuration of open_clip cannot set the
     depth."""
     name = vision.get("timm_model_name")

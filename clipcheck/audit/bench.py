@@ -276,7 +276,7 @@ class Bench:
             dtype,
             Stopwatch(),
             lengths=lengths_for(described, seed),
-            effort=effort_for(parameters_of(described)),
+            effort=effort_for(described, parameters_of(described)),
             budget=budget,
             population=list(drawn),
         )

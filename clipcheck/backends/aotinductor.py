@@ -109,9 +109,7 @@ def _compile(source: Source, path: Path) -> None:
     import torch
     from torch._inductor.utils import fresh_cache
 
-    from clipcheck.writers.programs import export
-
-    program = export(source.model)
+    program = source.exported()
     settings = {
         # Precompiled headers pay off only for many programs: for one they take half of the time.
         "aot_inductor.precompile_headers": False,

@@ -53,7 +53,7 @@ class Export(ProgramBackend):
 
         def write(path: Path) -> None:
             with translating("export", "exporting"):
-                write_pt2(source.model, path)
+                write_pt2(source.model, path, source.exported())
 
         path = source.artefacts.get("program.pt2", key_of(source), write)
         return cls(

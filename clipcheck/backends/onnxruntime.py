@@ -128,7 +128,7 @@ class ONNXRuntime(ProgramBackend):
 
         def write(path: Path) -> None:
             with translating("onnxruntime", "exporting"):
-                write_onnx(source.model, path)
+                write_onnx(source.model, path, source.exported(checked=False))
 
         path = source.artefacts.get("program.onnx", key_of(source, "onnx", "onnxscript"), write)
         return open_program(

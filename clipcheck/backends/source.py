@@ -6,14 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 from clipcheck.backends.archives import OpenArchive
 from clipcheck.backends.artefacts import Artefacts
 from clipcheck.backends.calling import Array, to_numpy
+from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.errors import UnfitError
 
 if TYPE_CHECKING:
     import torch
+    from torch.export import ExportedProgram
 
     from clipcheck.checkpoints.checkpoint import Checkpoint
     from clipcheck.families import eager
@@ -70,6 +73,7 @@ class Source:
         cell: sandbox process for the program's code; None for this process.
         made_here: whether the backend itself made the program, so that it must have all outputs.
         names: what the user said that a program's inputs and outputs are, by their names.
+        exports: programs that `exported` returned, by model, with and without checks.
     """
 
     checkpoint: Checkpoint
@@ -85,6 +89,24 @@ class Source:
     cell: Cell | None = None
     made_here: bool = True
     names: Mapping[str, str] = field(default_factory=dict)
+    exports: WeakKeyDictionary[DualEncoder, dict[bool, ExportedProgram]] = field(
+        default_factory=WeakKeyDictionary
+    )
+
+    def exported(self, *, checked: bool = True) -> ExportedProgram:
+        """Return the model's program, exported once for all backends: it takes seconds.
+
+        Args:
+            checked: see `clipcheck.writers.programs.export`; other models have no such checks.
+        """
+        from clipcheck.writers.programs import export
+
+        of = self.checkpoint.model
+        checked |= not (isinstance(of, LibraryArchitecture) and of.library == "transformers")
+        programs = self.exports.setdefault(self.model, {})
+        if checked not in programs:
+            programs[checked] = export(self.model, checked=checked)
+        return programs[checked]
 
     @property
     def clip(self) -> eager.CLIP:

@@ -88,8 +88,9 @@ _AT_ONCE = ("in the second call", "in the third call")
 _LARGE = 2
 """Number of the batch whose rows run alone."""
 
-_SMALL_MODEL = 30_000_000
-"""Models with fewer parameters are fast enough for all calls."""
+_FAST = 3 * 10**9
+"""Models with fewer parameters times positions, of an image and a text, are fast enough for all
+calls. A ViT-B/32 has 19 * 10**9."""
 
 
 class Stopwatch:
@@ -539,9 +540,10 @@ def judge(
     return tuple(found if lossy is None else map(aside, found))
 
 
-def effort_for(parameters: int) -> Effort:
+def effort_for(model: Architecture | LibraryArchitecture, parameters: int) -> Effort:
     """Return the effort for a model with this number of parameters."""
-    return FULL if parameters < _SMALL_MODEL else BRIEF
+    sizes = sizes_of(model)
+    return FULL if parameters * (sizes.grid**2 + sizes.context_length) < _FAST else BRIEF
 
 
 def lengths_for(model: Architecture | LibraryArchitecture, seed: int) -> Batch:

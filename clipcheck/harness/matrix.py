@@ -547,7 +547,7 @@ class _Bench:
             lengths=lengths_for(checkpoint.model, options.seed),
             outputs=sizes_of(checkpoint.model).outputs,
             texts=inputs.texts,
-            effort=effort_for(checkpoint.parameters),
+            effort=effort_for(checkpoint.model, checkpoint.parameters),
             gates=options.gates,
             budget=lossy,
             population=of_budget,
@@ -684,7 +684,8 @@ def _layers(
         return {}
     weights = bench.source.model.state_dict()
     # Of a large model a session for each layer takes long enough.
-    batches = 4 if effort_for(bench.files.checkpoint.parameters) is FULL else 1
+    checkpoint = bench.files.checkpoint
+    batches = 4 if effort_for(checkpoint.model, checkpoint.parameters) is FULL else 1
     try:
         with watch.phase("layers") as advance:
             found, problem = costly_layers(

@@ -87,13 +87,15 @@ def convert_to_program(
             judge(temporary)
 
 
-def export(model: DualEncoder) -> ExportedProgram:
+def export(model: DualEncoder, *, checked: bool = True) -> ExportedProgram:
     """Return the program of a model, with the model's own weights.
 
     It does not have the source paths of its operations on this machine.
 
     Args:
         model: in evaluation mode, on any device.
+        checked: with the checks of inputs that some models of transformers have. ONNX cannot
+            represent them.
     """
     import torch
     from torch.export import Dim
@@ -107,7 +109,8 @@ def export(model: DualEncoder) -> ExportedProgram:
         torch.zeros(texts, model.context_length, dtype=torch.int32, device=device),
     )
     sizes = {"pixels": {0: Dim("images", min=1)}, "tokens": {0: Dim("texts", min=1)}}
-    with torch.no_grad():
+    switch = {} if checked else {"TRANSFORMERS_DISABLE_TORCH_CHECK": "1"}
+    with torch.no_grad(), variables(switch):
         program = torch.export.export(Whole(model), example, dynamic_shapes=sizes, strict=False)
     for module in program.graph_module.modules():
         for node in module.graph.nodes:
@@ -115,17 +118,18 @@ def export(model: DualEncoder) -> ExportedProgram:
     return program
 
 
-def write_pt2(model: DualEncoder, path: Path) -> None:
+def write_pt2(model: DualEncoder, path: Path, program: ExportedProgram | None = None) -> None:
     """Export a model and write it for `torch.export.load`.
 
     Args:
         model: in evaluation mode, on any device.
         path: the file; overwritten.
+        program: of the model, if it is exported already.
     """
     import torch
 
     with of_any_name():
-        torch.export.save(export(model), path)
+        torch.export.save(program or export(model), path)
 
 
 def of_any_name() -> AbstractContextManager[None]:
@@ -148,7 +152,7 @@ def without_record(name: str, text: str) -> Iterator[None]:
         logger.removeFilter(other)
 
 
-def write_onnx(model: DualEncoder, path: Path) -> None:
+def write_onnx(model: DualEncoder, path: Path, program: ExportedProgram | None = None) -> None:
     """Export a model to ONNX, in one file.
 
     Constants are folded, as torch does by default, except in a ResNet in half precision: a weight
@@ -157,6 +161,7 @@ def write_onnx(model: DualEncoder, path: Path) -> None:
     Args:
         model: in evaluation mode, on any device.
         path: the file; overwritten.
+        program: of the model, without checks of inputs, if it is exported already.
 
     Raises:
         OutputError: the weights are too large for an ONNX file.
@@ -169,12 +174,9 @@ def write_onnx(model: DualEncoder, path: Path) -> None:
         raise OutputError(
             problem, remedy="Write it in half precision, or as another format.", path=path
         )
-    # Some models of transformers check their inputs, which ONNX cannot represent.
-    with variables({"TRANSFORMERS_DISABLE_TORCH_CHECK": "1"}):
-        program = export(model)
     with without_record("onnxscript.optimizer._constant_folding", "Skipping constant folding"):
         written = torch.onnx.export(
-            program,
+            program or export(model, checked=False),
             dynamo=True,
             input_names=list(INPUTS),
             output_names=list(model.outputs),

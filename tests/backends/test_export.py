@@ -89,7 +89,7 @@ def test_the_artefact_depends_on_weights_versions_and_dtype(
     made: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = Kept(tmp_path)
-    monkeypatch.setattr(programs, "write_pt2", lambda _, path: path.write_bytes(b""))
+    monkeypatch.setattr(programs, "write_pt2", lambda _model, path, _program: path.write_bytes(b""))
     for dtype in ("float32", "float16"):
         with pytest.raises(RunError, match="loading failed"):
             Export.build(dataclasses.replace(made, dtype=dtype, artefacts=cast(Artefacts, kept)))

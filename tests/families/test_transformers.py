@@ -312,11 +312,11 @@ def test_a_fault_of_one_tower_is_detected(tmp_path: Path, monkeypatch: pytest.Mo
     write_folder(alone(name), tmp_path / "m")
     exporting = programs.export
 
-    def faulty(model: DualEncoder) -> Any:
+    def faulty(model: DualEncoder, **keywords: bool) -> Any:
         architecture = alone(name)
         other = transformers.build(architecture, draw(architecture))
         clear_a_row(other)
-        return exporting(other)
+        return exporting(other, **keywords)
 
     monkeypatch.setattr(programs, "export", faulty)
     (judgement,) = check_files(tmp_path / "m", replace(EXPORTED, backend="export")).judgements

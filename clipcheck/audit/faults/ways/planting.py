@@ -119,9 +119,11 @@ def _exported(source: Source) -> onnx.ModelProto:
     from clipcheck.writers.programs import write_onnx
 
     wanted = key_of(source, "onnx", "onnxscript")
-    return onnx.load(
-        source.artefacts.get("program.onnx", wanted, lambda path: write_onnx(source.model, path))
-    )
+
+    def write(path: Path) -> None:
+        write_onnx(source.model, path, source.exported(checked=False))
+
+    return onnx.load(source.artefacts.get("program.onnx", wanted, write))
 
 
 def in_weights(alter: Callable[[Weights], None]) -> PlantSource:
