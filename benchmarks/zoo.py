@@ -9,8 +9,8 @@ not complete has every family.
 
 Without ``--full`` each tower has two layers in classes of transformers and in the models of
 `FAULTS`, one layer in others, or one block in each stage, and a vocabulary larger than CLIP's is
-cut; widths, heads and image sizes are those of the architecture. ``--faults`` instead plants a fault
-into some of these models and judges it by trace. ``--audits`` instead reads the files of
+cut; widths, heads and image sizes are those of the architecture. ``--faults`` instead plants a
+fault into some of these models and judges it by trace. ``--audits`` instead reads the files of
 ``clipcheck audit --family NAME --json``, and prints the results by model.
 
     python -m benchmarks.zoo --examples 8 --tables docs/evidence/tables

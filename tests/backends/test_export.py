@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
+from weakref import WeakKeyDictionary
 
 import pytest
 import torch
@@ -99,6 +101,14 @@ def test_the_artefact_depends_on_weights_versions_and_dtype(
     assert (one["dtype"], other["dtype"]) == ("float32", "float16")
 
 
+def test_a_model_is_exported_once_for_all_backends(made: Source) -> None:
+    made = dataclasses.replace(made, exports=WeakKeyDictionary())
+    program = made.exported()
+    assert dataclasses.replace(made, options={}).exported(checked=False) is program
+    other = dataclasses.replace(made, model=copy.deepcopy(made.model))
+    assert other.exported() is not program
+
+
 def test_its_size_is_that_of_the_file(backend: Backend, program: Path) -> None:
     assert backend.size == program.stat().st_size
 
@@ -110,7 +120,8 @@ def test_an_error_of_torch_is_translated(
         raise ValueError("no such operator")
 
     monkeypatch.setattr(torch.export, "export", fail)
-    fresh = dataclasses.replace(made, artefacts=cast(Artefacts, Kept(tmp_path)))
+    kept = cast(Artefacts, Kept(tmp_path))
+    fresh = dataclasses.replace(made, artefacts=kept, exports=WeakKeyDictionary())
     with pytest.raises(RunError, match=r"^export: exporting failed \(no such operator\)\."):
         Export.build(fresh)
 

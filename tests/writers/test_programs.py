@@ -60,6 +60,15 @@ def test_both_batches_are_of_any_size_from_one_on(program: ExportedProgram) -> N
 
 
 @pytest.mark.thorough
+def test_writing_onnx_does_not_change_the_program(
+    model: eager.CLIP, program: ExportedProgram, tmp_path: Path
+) -> None:
+    before = str(program.graph)
+    write_onnx(model, tmp_path / "program.onnx", program)
+    assert str(program.graph) == before
+
+
+@pytest.mark.thorough
 def test_it_can_be_exported_in_inference_mode(model: eager.CLIP, program: ExportedProgram) -> None:
     with torch.inference_mode():
         found = export(model)
