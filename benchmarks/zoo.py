@@ -102,6 +102,7 @@ FAULTS = {
     f"{TRANSFORMERS}SiglipModel": EPSILONS,
     f"{TRANSFORMERS}Siglip2Model": EPSILONS,
     f"{TRANSFORMERS}ChineseCLIPModel": EPSILONS,
+    f"{TRANSFORMERS}CLIPTextModelWithProjection": EPSILONS,
 }
 """Faults that ``--faults`` plants, by model."""
 

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from clipcheck.audit import auditing, small
 from clipcheck.audit.auditing import CATALOGUE, audit
+from clipcheck.audit.bench import Bench, Model
 from clipcheck.audit.faults.by_type import CLEAN_TYPES, TYPE_FAULTS, altering
 from clipcheck.audit.faults.selecting import last_block, running
 from clipcheck.audit.faults.variant import CLEAN_FAMILY, FAMILIES, Variant
-from clipcheck.checkpoints.library import read_transformers
+from clipcheck.checkpoints.library import LibraryArchitecture, read_transformers
 from clipcheck.errors import UsageError
 from clipcheck.families.base import DualEncoder
 from clipcheck.families.registry import family
@@ -129,7 +130,8 @@ def counted(run: list[str], name: str, method: Callable[..., Tensor]) -> Callabl
     return call
 
 
-def test_a_single_tower_gets_only_variants_of_that_tower() -> None:
+@pytest.fixture
+def tower() -> LibraryArchitecture:
     config = {
         "model_type": "clip_text_model",
         "architectures": ["CLIPTextModelWithProjection"],
@@ -138,9 +140,25 @@ def test_a_single_tower_gets_only_variants_of_that_tower() -> None:
         **small.HF_TEXT,
     }
     architecture, _ = read_transformers(config, Path("config.json"))
-    chosen = {v.name for v in TYPE_FAULTS if v.applies_to(architecture, "trace")}
+    assert isinstance(architecture, LibraryArchitecture)
+    return architecture
+
+
+def test_a_single_tower_gets_only_variants_of_that_tower(tower: LibraryArchitecture) -> None:
+    chosen = {v.name for v in TYPE_FAULTS if v.applies_to(tower, "trace")}
     assert chosen >= {"a-text-leaks-into-others", "epsilons-of-another-library"}
     assert chosen.isdisjoint({"scale-stale", "channels-in-reverse", "bright-images-otherwise"})
+
+
+def test_a_single_tower_is_judged_by_its_own_outputs(
+    tower: LibraryArchitecture, tmp_path: Path
+) -> None:
+    bench = Bench(Model("a tower", 0, "seeded", "float32"), tmp_path, tower)
+    sound = bench.find(named(CLEAN), "trace")
+    assert sound.gate is None
+    faulty = bench.find(named(WEAK), "trace")
+    assert faulty.gate == "modules"
+    assert not faulty.classic_caught
 
 
 @pytest.mark.parametrize("name", ["clipa", "Aimv2Model", "AlignModel"])
