@@ -336,15 +336,21 @@ def _between(start: int | None, end: int | None, pad: int, vocab_size: int) -> T
 
 
 def shallow(architecture: LibraryArchitecture, layers: int) -> LibraryArchitecture:
-    """Return the architecture with ``layers`` layers in each tower that has such a setting."""
-    settings = architecture.settings
-    whole = _kind(architecture).tower
-    for tower in (
-        [settings]
-        if whole
-        else [settings.setdefault(name, {}) for name in ("vision_config", "text_config")]
-    ):
-        tower["num_hidden_layers"] = layers
+    """Return the architecture with ``layers`` layers in each tower; the EfficientNet of ALIGN gets
+    one block in each stage."""
+    settings, full = architecture.settings, _config(architecture)
+    parts = ("vision_config", "text_config")
+    towers = (
+        [(settings, full)]
+        if _kind(architecture).tower
+        else [(settings.setdefault(name, {}), getattr(full, name)) for name in parts]
+    )
+    for tower, known in towers:
+        stages = getattr(known, "num_block_repeats", None)
+        if stages is None:
+            tower["num_hidden_layers"] = layers
+        else:
+            tower |= {"depth_coefficient": 1.0, "num_block_repeats": [1] * len(stages)}
     return dataclasses.replace(architecture, config=json.dumps(settings, sort_keys=True))
 
 
