@@ -346,11 +346,10 @@ def shallow(architecture: LibraryArchitecture, layers: int) -> LibraryArchitectu
         else [(settings.setdefault(name, {}), getattr(full, name)) for name in parts]
     )
     for tower, known in towers:
-        stages = getattr(known, "num_block_repeats", None)
-        if stages is None:
-            tower["num_hidden_layers"] = layers
-        else:
-            tower |= {"depth_coefficient": 1.0, "num_block_repeats": [1] * len(stages)}
+        stages = len(getattr(known, "num_block_repeats", ()))
+        tower["num_hidden_layers"] = stages or layers
+        if stages:
+            tower |= {"depth_coefficient": 1.0, "num_block_repeats": [1] * stages}
     return dataclasses.replace(architecture, config=json.dumps(settings, sort_keys=True))
 
 

@@ -408,3 +408,11 @@ def test_a_class_has_the_library_s_default_sizes_made_shallow() -> None:
     settings = transformers.shallow(told.model, 1).settings
     assert settings["text_config"]["num_hidden_layers"] == 1
     assert settings["vision_config"]["num_hidden_layers"] == 1
+
+
+def test_an_efficientnet_is_made_shallow_by_its_stages() -> None:
+    told = named("transformers:AlignModel")
+    assert isinstance(told.model, LibraryArchitecture)
+    config = transformers._config(transformers.shallow(told.model, 2))
+    assert config.vision_config.num_hidden_layers == 7
+    assert config.text_config.num_hidden_layers == 2
