@@ -57,7 +57,8 @@ BACKENDS = ("trace", "export", "onnxruntime")
 VOCABULARY = 8192
 """Number of ids that are kept of a vocabulary larger than CLIP's."""
 
-CLIP_GELU = f"{TRANSFORMERS}CLIPModel with GELU"
+GELU = " with GELU"
+CLIP_GELU = f"{TRANSFORMERS}CLIPModel{GELU}"
 
 FAMILIES = {
     "ModifiedResNet": r"RN\d",
@@ -267,12 +268,17 @@ def in_turn(whole: Plan) -> Plan:
 def size_of(name: str) -> int:
     """Return a number that grows with the time of a model's check: pixels of an image, times the
     channels of its features."""
-    if name.startswith(TRANSFORMERS):
-        return 0
     import open_clip
 
-    config = open_clip.get_model_config(name.removeprefix(OPEN_CLIP))
-    return int(config["vision_cfg"].get("image_size", 224)) ** 2 * int(config["embed_dim"])
+    from clipcheck.families.registry import sizes_of
+
+    if name.startswith(OPEN_CLIP):
+        config = open_clip.get_model_config(name.removeprefix(OPEN_CLIP))
+        side, channels = config["vision_cfg"].get("image_size", 224), config["embed_dim"]
+    else:
+        sizes = sizes_of(named(name.removesuffix(GELU)).model)
+        side, channels = sizes.image_resolution, sizes.embed_dim
+    return int(side) ** 2 * int(channels)
 
 
 def perform(job: Job) -> str:
