@@ -10,12 +10,14 @@ not complete has every family.
 Without ``--full`` each tower has two layers in classes of transformers and in the models of
 `FAULTS`, one layer in others, or one block in each stage, and a vocabulary larger than CLIP's is
 cut; widths, heads and image sizes are those of the architecture. ``--faults`` instead plants a
-fault into some of these models and judges it by trace. ``--audits`` instead reads the files of
-``clipcheck audit --family NAME --json``, and prints the results by model.
+fault into some of these models and judges it by trace. ``--small`` instead judges the small models
+of ``clipcheck audit --family``, for backends that take minutes for others. ``--audits`` instead
+reads the files of ``clipcheck audit --family NAME --json``, and prints the results by model.
 
     python -m benchmarks.zoo --examples 8 --tables docs/evidence/tables
     python -m benchmarks.zoo --only 'open_clip:EVA*' --backend trace
     python -m benchmarks.zoo --faults --tables docs/evidence/tables
+    python -m benchmarks.zoo --small --backend script --backend compile --backend aotinductor
     python -m benchmarks.zoo --audits seeds.json --tables docs/evidence/tables
 """
 
@@ -35,6 +37,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.tables import add_option, table
+from clipcheck.audit.small import SMALL, small
 from clipcheck.checkpoints.architecture import Architecture
 from clipcheck.checkpoints.library import (
     LibraryArchitecture,
@@ -58,6 +61,7 @@ VOCABULARY = 8192
 """Number of ids that are kept of a vocabulary larger than CLIP's."""
 
 GELU = " with GELU"
+SMALL_MODEL = "small:"
 CLIP_GELU = f"{TRANSFORMERS}CLIPModel{GELU}"
 
 FAMILIES = {
@@ -120,6 +124,7 @@ def main() -> None:
     parser.add_argument("--ledger", type=Path, default=Path("zoo.sqlite"), metavar="FILE")
     parser.add_argument("--known", action="store_true", help="only print the results so far")
     parser.add_argument("--faults", action="store_true", help="plant faults instead")
+    parser.add_argument("--small", action="store_true", help="judge small models instead")
     parser.add_argument("--audits", nargs="+", type=Path, metavar="JSON", help="print these audits")
     add_option(parser)
     arguments = parser.parse_args()
@@ -128,18 +133,21 @@ def main() -> None:
         return
     chosen = [
         name
-        for name in (FAULTS if arguments.faults else names())
+        for name in (FAULTS if arguments.faults else names(small=arguments.small))
         if any(fnmatch.fnmatch(name, pattern) for pattern in arguments.only or ["*"])
     ]
     if arguments.faults:
         plant(chosen, arguments.tables)
         return
     units = judged(chosen, arguments)
-    report(units, arguments.tables)
+    report(units, "zoo-small" if arguments.small else "zoo", arguments.tables)
 
 
-def names() -> list[str]:
-    """List all architectures of open_clip's list, and all judged classes of transformers."""
+def names(*, small: bool = False) -> list[str]:
+    """List all architectures of open_clip's list, and all judged classes of transformers; or the
+    small models of both."""
+    if small:
+        return [f"{SMALL_MODEL}{name}" for name in SMALL]
     import open_clip
 
     from clipcheck.checkpoints.kinds import KINDS, TOWERS
@@ -165,6 +173,8 @@ def described(name: str, scratch: Path, *, full: bool) -> Architecture | Library
     """
     from clipcheck.writers.synthesize import shallow
 
+    if name.startswith(SMALL_MODEL):
+        return small(name.removeprefix(SMALL_MODEL))
     if name == CLIP_GELU:
         config = default_config("clip")
         for tower in ("text_config", "vision_config"):
@@ -268,6 +278,8 @@ def in_turn(whole: Plan) -> Plan:
 def size_of(name: str) -> int:
     """Return a number that grows with the time of a model's check: pixels of an image, times the
     channels of its features."""
+    if name.startswith(SMALL_MODEL):
+        return 0
     import open_clip
 
     from clipcheck.families.registry import sizes_of
@@ -293,14 +305,14 @@ def perform(job: Job) -> str:
 # ------------------------------------------------------------------------------ the table
 
 
-def report(units: Sequence[Unit], tables: Path | None) -> None:
+def report(units: Sequence[Unit], title: str, tables: Path | None) -> None:
     """Print the results by family, and the runs that did not pass."""
     families = defaultdict(list)
     for unit in units:
         families[family_of(unit.entry.label)].append(unit)
     backends = list(dict.fromkeys(unit.backend for unit in units))
     columns = ["family", "models", "pairs", "judged", "passed", *backends, "seconds"]
-    with table("zoo", columns, tables) as row:
+    with table(title, columns, tables) as row:
         for family, members in families.items():
             row(*line(family, members, backends))
         row(*line("**all**", units, backends))
@@ -400,7 +412,9 @@ def power(audits: Sequence[Path], tables: Path | None) -> None:
 
 
 def family_of(name: str) -> str:
-    """Return the family of a name, for the table."""
+    """Return the family of a name, for the table; a small model has its family's name."""
+    if name.startswith(SMALL_MODEL):
+        return name.removeprefix(SMALL_MODEL)
     if name.startswith(TRANSFORMERS):
         return "transformers"
     own = name.removeprefix(OPEN_CLIP)
