@@ -415,17 +415,17 @@ def _ratio(width: int, mlp_width: int) -> float:
 def beyond_released(config: Config) -> list[str]:
     """Describe the options of open_clip's ``model_cfg`` for which clipcheck uses open_clip's own
     model."""
-    found = [f"{key} {_brief(config[key])}" for key in _BEYOND if config.get(key) is not None]
+    found = [f"{key}{_brief(config[key])}" for key in _BEYOND if config.get(key) is not None]
     for name, usual in (("vision_cfg", _USUAL_VISION), ("text_cfg", _USUAL_TEXT)):
         section = config.get(name)
         for key, value in section.items() if isinstance(section, dict) else ():
             if key in usual and not any(value is each or value == each for each in usual[key]):
-                found.append(f"{name}.{key} {_brief(value)}")
+                found.append(f"{name}.{key}{_brief(value)}")
     return found
 
 
 def _brief(value: Any) -> str:
-    return "" if isinstance(value, dict) else reprlib.repr(value)
+    return "" if isinstance(value, dict) else f" {reprlib.repr(value)}"
 
 
 def of_open_clip(config: Config, path: Path) -> Architecture:
