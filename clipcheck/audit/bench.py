@@ -284,7 +284,7 @@ class Bench:
             Stopwatch(),
             lengths=lengths_for(described, seed),
             outputs=sizes_of(described).outputs,
-            effort=effort_for(described, parameters_of(described)),
+            effort=effort_for(inputs, parameters_of(described)),
             budget=budget,
             population=list(drawn),
         )

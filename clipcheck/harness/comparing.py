@@ -238,6 +238,7 @@ class _Comparison:
         if rules is not None and lossy is not None and asked:
             sample = list(population(inputs_for(lossy), rules, options.seed))
         size = self.reference.parameters
+        inputs = rules if self.rows is None else self.rows.inputs
         trial = Trial.of(
             reference.runs,
             drawn.batches,
@@ -246,7 +247,7 @@ class _Comparison:
             lengths=None if rules is None else every_length(rules, options.seed),
             outputs=self.reference.model.outputs,
             texts=drawn.frontend.texts,
-            effort=effort_for(size) if size else BRIEF,
+            effort=effort_for(inputs, size) if inputs and size else BRIEF,
             gates=options.gates,
             budget=lossy,
             population=sample,

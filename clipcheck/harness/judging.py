@@ -540,10 +540,9 @@ def judge(
     return tuple(found if lossy is None else map(aside, found))
 
 
-def effort_for(model: Architecture | LibraryArchitecture, parameters: int) -> Effort:
-    """Return the effort for a model with this number of parameters."""
-    sizes = sizes_of(model)
-    return FULL if parameters * (sizes.grid**2 + sizes.context_length) < _FAST else BRIEF
+def effort_for(inputs: Inputs, parameters: int) -> Effort:
+    """Return the effort for a model with these inputs and this number of parameters."""
+    return FULL if parameters * (inputs.grid**2 + inputs.context_length) < _FAST else BRIEF
 
 
 def lengths_for(model: Architecture | LibraryArchitecture, seed: int) -> Batch:

@@ -547,7 +547,7 @@ class _Bench:
             lengths=lengths_for(checkpoint.model, options.seed),
             outputs=sizes_of(checkpoint.model).outputs,
             texts=inputs.texts,
-            effort=effort_for(checkpoint.model, checkpoint.parameters),
+            effort=effort_for(inputs, checkpoint.parameters),
             gates=options.gates,
             budget=lossy,
             population=of_budget,
@@ -685,7 +685,8 @@ def _layers(
     weights = bench.source.model.state_dict()
     # Of a large model a session for each layer takes long enough.
     checkpoint = bench.files.checkpoint
-    batches = 4 if effort_for(checkpoint.model, checkpoint.parameters) is FULL else 1
+    effort = effort_for(inputs_of(checkpoint.model), checkpoint.parameters)
+    batches = 4 if effort is FULL else 1
     try:
         with watch.phase("layers") as advance:
             found, problem = costly_layers(
