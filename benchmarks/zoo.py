@@ -329,7 +329,7 @@ def line(family: str, units: Sequence[Unit], backends: Sequence[str]) -> list[ob
         family,
         len(labels),
         sum(map(pairs, labels)),
-        f"{len(rows)} of {len(units)}",
+        f"{sum(row.state != 'not judged' for row in rows)} of {len(units)}",
         sum(row.state == "consistent" for row in rows),
         *(most([row for row in rows if row.unit.backend == each]) for each in backends),
         f"{sum(seconds.values()):,.0f}",
