@@ -5,11 +5,12 @@ the default batches through the three methods of both, in float32: the plain tim
 check. The table has the medians of each phase, and the check as a multiple of the plain time of the
 same round.
 
-With ``--backends`` a third process checks the named backends, and counts the passes over all
-inputs: one of the eager model, one in float64, and one of each backend.
+With ``--backends`` a third process checks the named backends instead. It prints the seconds of each
+phase, and counts the passes over all inputs: one of the eager model, one in float64, and one of
+each backend.
 
     python -m benchmarks.check
-    python -m benchmarks.check --backends trace script open_clip clip
+    python -m benchmarks.check --backends jit trace export onnxruntime open_clip transformers
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from benchmarks.load import write_archive
 from benchmarks.tables import add_option, table
+from clipcheck.harness.matrix import OWN, SHARED
 
 PLAIN = """
 import json, resource, sys, time
@@ -79,10 +82,7 @@ started = time.perf_counter()
 result = check(sys.argv[1], backend=sys.argv[2:], device="cpu")
 whole = time.perf_counter() - started
 assert result.passed, result
-seconds = {kind: 0.0 for kind in ("eager", "float64", "build", "candidate")}
-for judgement in result.judgements:
-    for kind in seconds:
-        seconds[kind] += judgement.seconds.get(kind, 0.0)
+seconds = {judgement.backend: dict(judgement.seconds) for judgement in result.judgements}
 print(json.dumps({"passes": counts, "seconds": seconds, "whole": whole}))
 """
 
@@ -100,7 +100,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = arguments.checkpoint or write_archive(Path(folder))
         if arguments.backends:
-            report_passes(run(PASSES, checkpoint, *arguments.backends), arguments.backends)
+            report_backends(run(PASSES, checkpoint, *arguments.backends), arguments.tables)
             return
         rounds = [
             (run(PLAIN, checkpoint), run(CHECK, checkpoint)) for _ in range(arguments.rounds + 1)
@@ -108,13 +108,22 @@ def main() -> None:
     report(rounds, arguments.tables)
 
 
-def report_passes(found: dict[str, dict[str, float]], backends: list[str]) -> None:
-    print(f"{len(backends)} backends: {', '.join(backends)}; {found['whole']:.1f} s in all.\n")
-    print("| of | passes over all inputs | seconds |")
-    print("|---|---|---|")
-    kinds = {"eager": "eager", "float64": "float64", "candidate": "backends"}
-    for kind, counted in kinds.items():
-        print(f"| {counted} | {found['passes'][counted]} | {found['seconds'][kind]:.1f} |")
+def report_backends(found: dict[str, Any], folder: Path | None) -> None:
+    """Print the phases that run once for all backends, and those of each backend."""
+    every = found["seconds"]
+    passes = ", ".join(f"{count} {kind}" for kind, count in found["passes"].items())
+    print(f"{found['whole']:.1f} s in all. Passes over all inputs: {passes}.\n")
+    shared = {p: sum(of.get(p, 0.0) for of in every.values()) for p in SHARED}
+    columns = [*OWN, "gates", "frontends"]
+    with table("check-backends", ["of", *SHARED, *columns, "in all"], folder) as row:
+
+        def add(what: str, spent: Mapping[str, float]) -> None:
+            cells = [f"{spent[p]:.2f}" if p in spent else "" for p in (*SHARED, *columns)]
+            row(what, *cells, f"{sum(spent.values()):.1f}")
+
+        add("all backends, once", shared)
+        for name, of in every.items():
+            add(f"`{name}`", {p: seconds for p, seconds in of.items() if p in columns})
 
 
 def run(worker: str, checkpoint: Path, *more: str) -> dict[str, Any]:
