@@ -4,8 +4,8 @@ Each model is created, judged by the backends trace, export and onnxruntime in a
 deleted. The ledger of the sweep keeps the results, so the same command resumes where it stopped. It
 prints a table of all results so far, and below it the runs that did not pass.
 
-The smallest model of each family is judged first, then the next of each, so that a list that is
-not complete has every family.
+The models of `FAULTS` are judged first, then the smallest of each family, then the next of each, so
+that a list that is not complete has every family.
 
 Without ``--full`` each tower has two layers in classes of transformers and in the models of
 `FAULTS`, one layer in others, or one block in each stage, and a vocabulary larger than CLIP's is
@@ -267,12 +267,15 @@ def judged(chosen: Sequence[str], arguments: argparse.Namespace) -> Sequence[Uni
 
 
 def in_turn(whole: Plan) -> Plan:
-    """Order jobs: the smallest model of each family first, then the next of each."""
+    """Order jobs: the models of `FAULTS` first, then the smallest of each family, then the next of
+    each."""
     families = defaultdict(list)
     for job in sorted(whole.jobs, key=lambda job: (size_of(job.label), job.label)):
-        families[family_of(job.label)].append(job)
+        families["" if job.label in FAULTS else family_of(job.label)].append(job)
+    first = families.pop("", [])
     rounds = zip_longest(*families.values())
-    return replace(whole, jobs=[job for each in rounds for job in each if job is not None])
+    rest = [job for each in rounds for job in each if job is not None]
+    return replace(whole, jobs=[*first, *rest])
 
 
 def size_of(name: str) -> int:
