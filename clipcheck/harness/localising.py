@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from clipcheck.backends.base import Backend
 from clipcheck.backends.calling import Rows
 from clipcheck.backends.cells import cell_for, prepare
+from clipcheck.backends.inside import InsideProgram, InsideTowers
 from clipcheck.backends.loading import build, opened_sides, require_runs
 from clipcheck.backends.registry import Choice, default_for
 from clipcheck.backends.source import Source
@@ -220,15 +221,15 @@ def first_departures(
 ) -> Localisation:
     """Compare an archive's or a program's modules on more and more inputs, until one departs.
 
-    First the inputs of the gate ``modules``; then the failing input, if no place was found in its
-    tower; then the edge cases, if no place was found at all.
+    First the inputs of the gate ``modules``, and each module of a program alone; then the failing
+    input, if no place was found in its tower; then the edge cases, if no place was found at all.
 
     Args:
         source: of the eager model; running an archive may change the weights that both share.
         shown: shows the candidate's modules; by default the source's archive.
         sizes: the only numbers of images and prompts with which it runs; None for any.
     """
-    from clipcheck.harness.modules.walk import walk
+    from clipcheck.harness.modules.walk import walk, walk_alone
     from clipcheck.harness.modules.whole import walk_library
 
     archive = shown or (source.archive.runner if source.archive else None)
@@ -236,6 +237,8 @@ def first_departures(
         raise ValueError("expected an archive that is loaded")
     model = source.checkpoint.model
     found = Localisation.nowhere()
+    # An archive's modules are called alone only by the gate.
+    alone = isinstance(archive, InsideProgram | InsideTowers) and source.dtype == "float32"
     for what, batch, tower in _inputs(inputs_of(model), seed, suspect):
         placed = {place.tower for place in found.found}
         if tower in placed or (tower is None and placed):
@@ -247,6 +250,9 @@ def first_departures(
             else:
                 limits = LIMITS[source.dtype]
                 here = walk(archive, source.clip, fitting, source.device, limits, what)
+                if alone and not here.found:
+                    here = walk_alone(archive, source.clip, fitting, source.device, limits)
+                alone = False
         changed = Localisation.of_changed(archive.changed(), what, _tower_for(source))
         found = found.fill_from(here.with_changed_weights(changed))
     return found

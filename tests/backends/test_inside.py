@@ -20,7 +20,8 @@ from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.gates.localisation import Place
 from clipcheck.gates.modules import modules
 from clipcheck.gates.tolerances import LIMITS
-from clipcheck.harness.judging import inputs_of
+from clipcheck.harness.judging import Stopwatch, inputs_of
+from clipcheck.harness.localising import first_departures
 from clipcheck.harness.modules.walk import judge_program, walk
 from clipcheck.inputs.batches import for_modules
 from tests.backends.kept import CPU, Kept, minute, source
@@ -28,9 +29,6 @@ from tests.samples import MINUTE_RESNET
 from tests.thorough import thorough
 
 LIMIT = LIMITS["float32"]
-MODULES = 17
-"""Modules of the smallest ViT."""
-
 Edit = Callable[[onnx.ModelProto], None]
 
 
@@ -98,6 +96,16 @@ def test_every_module_of_a_sound_program_is_judged(
         assert not coverage.skipped
         assert shown.note == ""
         assert not departures(program, made)
+
+
+def test_an_epsilon_that_no_ordinary_input_shows_is_named_on_extreme_ones(
+    vit: Source, tmp_path: Path
+) -> None:
+    edit = epsilon("visual.transformer.resblocks.0.ln_2", 9e-6)
+    with edited(vit, tmp_path / "altered.onnx", edit) as program:
+        assert not departures(program, vit)
+        found = first_departures(vit, Stopwatch(), shown=inside(program))
+    assert [place.module for place in found.found] == ["visual.transformer.resblocks.0.ln_2"]
 
 
 @pytest.mark.parametrize(

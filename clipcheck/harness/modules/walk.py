@@ -81,6 +81,19 @@ def judge_program(
     return replace(found, ranges=ranges.errors, reached=ranges.reached)
 
 
+def walk_alone(
+    program: Shows,
+    model: eager.CLIP,
+    batch: Batch,
+    device: torch.device,
+    limits: Limits,
+) -> Localisation:
+    """Find the first module of each tower of a program that departs alone, on extreme inputs."""
+    found = judge_program(program, model, batch, device, limits)
+    given = described("extreme inputs of each module alone", program)
+    return localise(found.ranges, [], limits, given)
+
+
 def walk(
     archive: Shows,
     model: eager.CLIP,

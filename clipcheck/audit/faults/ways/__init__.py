@@ -3,7 +3,7 @@
 Each is planted into one or several backends, where users and libraries make mistakes: in the
 exported model, the resulting program, the key map of its weights, a configuration, or the library.
 
-Faults that outputs cannot show are not listed here: only an archive is judged module by module.
+Some faults of archives that only the gate `modules` sees are planted into programs as well.
 `torch.compile` and AOTInductor take most of a minute for each variant, so they have few variants.
 """
 
@@ -14,6 +14,7 @@ from functools import partial
 
 from torch import nn
 
+from clipcheck.audit.faults import Plant, fault_named
 from clipcheck.audit.faults.variant import CLEAN_FAMILY, PlantSource, Variant
 from clipcheck.audit.faults.ways import graphs, libraries, models
 from clipcheck.audit.faults.ways.planting import (
@@ -27,6 +28,7 @@ from clipcheck.audit.faults.ways.planting import (
     with_options,
 )
 from clipcheck.audit.faults.ways.programs import (
+    of_archive,
     write_of_fixed_rows,
     write_rounded,
     write_unfolded,
@@ -45,8 +47,35 @@ def _variant(
     *,
     kinds: tuple[type, ...] = (ViT, ResNet),
     dtype: str = "float32",
+    like: str = "",
 ) -> Variant:
-    return Variant(name=name, family=family, reason=reason, plants=plants, kinds=kinds, dtype=dtype)
+    """Describe a variant; one that alters the same as a fault of archives has its places."""
+    return Variant(
+        name=name,
+        family=family,
+        reason=reason,
+        plants=plants,
+        kinds=kinds,
+        dtype=dtype,
+        places=fault_named(like).places if like else None,
+    )
+
+
+def _of_archive(name: str) -> Variant:
+    """Describe the program of the modules that archives are traced from, with a fault of theirs."""
+    fault = fault_named(name)
+    if not isinstance(fault.plant, Plant):
+        raise TypeError(f"expected a fault of an archive's modules, found {name}")
+    plant = of_archive(fault.plant)
+    return Variant(
+        name=name,
+        family=fault.family,
+        reason=fault.reason,
+        plants=_all(plant, "export", "onnxruntime"),
+        kinds=fault.kinds,
+        dtype="float32",
+        places=fault.places,
+    )
 
 
 def _all(plant: PlantSource, *backends: str) -> dict[str, PlantSource]:
@@ -78,6 +107,7 @@ WAY_FAULTS: tuple[Variant, ...] = (
             ),
             "clip": in_library(libraries.clip_without_mask),
         },
+        like="causal-mask-missing",
     ),
     _variant(
         "mask-sentinel-overflows",
@@ -99,6 +129,7 @@ WAY_FAULTS: tuple[Variant, ...] = (
         "attention",
         "opset 12 versus 13: the axis of Softmax has another meaning",
         _all(in_graph(graphs.softmax_over_queries), *_GRAPHS),
+        like="softmax-over-queries",
     ),
     _variant(
         "computes-in-bfloat16",
@@ -132,6 +163,7 @@ WAY_FAULTS: tuple[Variant, ...] = (
             **_all(_to(models.RoundedSlope, eager.QuickGELU), *_EXPORTS, "compile"),
             **_all(in_graph(graphs.slope(1.703125)), *_GRAPHS),
         },
+        like="quickgelu-slope-1.7",
     ),
     _variant(
         "gelu-for-quickgelu",
@@ -192,6 +224,7 @@ WAY_FAULTS: tuple[Variant, ...] = (
             **_all(in_graph(graphs.epsilon(1e-3)), *_GRAPHS),
             "transformers": _TRANSFORMERS(libraries.in_towers(layer_norm_eps=1e-3)),
         },
+        like="layer-norm-epsilon-1e-6",
     ),
     _variant(
         "batch-size-burnt-in",
@@ -250,6 +283,15 @@ WAY_FAULTS: tuple[Variant, ...] = (
             **_all(in_model(models.as_class(models.Normalised)), "trace", "script"),
             **_all(in_graph(graphs.normalised), *_GRAPHS),
         },
+    ),
+    *map(
+        _of_archive,
+        (
+            "attention-bias-left-out",
+            "epsilon-1e-6-in-ln-final",
+            "epsilon-1e-6-in-visual-ln-post",
+            "batch-norm-epsilon-1e-3-in-one",
+        ),
     ),
 )
 
