@@ -129,7 +129,6 @@ WAY_FAULTS: tuple[Variant, ...] = (
         "attention",
         "opset 12 versus 13: the axis of Softmax has another meaning",
         _all(in_graph(graphs.softmax_over_queries), *_GRAPHS),
-        like="softmax-over-queries",
     ),
     _variant(
         "computes-in-bfloat16",
