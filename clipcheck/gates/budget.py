@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from typing import Any
 
@@ -41,6 +41,9 @@ _BLOCK = 256
 
 _TIE = 1e-6
 """Cosines that differ by at most this are equal: float32 cannot resolve smaller differences."""
+
+RANKINGS = ("top1", "top5", "spearman")
+"""Figures of `ranked`, in its order."""
 
 MEANT: Mapping[str, str] = {
     "cosine": "least cosine",
@@ -165,12 +168,12 @@ class Sample:
 
     Attributes:
         cosines: of features with those of the eager model, [N].
-        rankings: whether the best match agrees, the share of the five best, and the correlation of
-            ranks, each [N]; None if nothing was ranked.
+        matches: by ``top1``, ``top5`` and ``spearman``, the figure of each row, [N]; only those
+            for which there are enough of the user's data to match with.
     """
 
     cosines: Floats
-    rankings: tuple[Floats, Floats, Floats] | None = None
+    matches: Mapping[str, Floats] = field(default_factory=dict)
 
 
 def budget(
@@ -279,13 +282,11 @@ def estimates(
         ends = _bootstrap(cosines, "median")
         add("median", float(np.median(cosines)), ends, len(cosines))
     for kind, rankings in _rankings(cases):
-        mine = own[kind].rankings if kind in own else None
-        agreed, shared, ranks = mine or rankings
-        rows = len(agreed)
-        for name, values in (("top1", agreed), ("top5", shared)):
-            share = float(values.mean())
-            add(name, share, wilson(share, rows), rows)
-        add("spearman", float(ranks.mean()), _bootstrap(ranks, "mean"), rows)
+        mine = own[kind].matches if kind in own else {}
+        for name, values in {**dict(zip(RANKINGS, rankings, strict=True)), **mine}.items():
+            share, rows = float(values.mean()), len(values)
+            ends = _bootstrap(values, "mean") if name == "spearman" else wilson(share, rows)
+            add(name, share, ends, rows)
     return {name: min(each, key=lambda one: one.lower) for name, each in found.items()}
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipcheck.gates.allclose import allclose
-from clipcheck.gates.budget import Sample, ranked, unit
+from clipcheck.gates.budget import LEAST, RANKINGS, Sample, ranked, unit
 from clipcheck.gates.distance import Ruler
 from clipcheck.gates.fidelity import against_eager
 from clipcheck.gates.metrics import Array, row_rms
@@ -335,15 +335,20 @@ class OwnMeasures:
     def samples(self) -> dict[str, Sample]:
         """Return the figures of each row, for the gate ``budget``."""
         return {
-            kind: Sample(
-                np.array(mine.cosines),
-                None
-                if len(mine.rankings[0]) < mine.rows
-                else tuple(np.array(each) for each in mine.rankings),  # type: ignore[arg-type]
-            )
+            kind: Sample(np.array(mine.cosines), self._matches(kind))
             for kind, mine in self._of.items()
             if mine.rows
         }
+
+    def _matches(self, kind: str) -> dict[str, Floats]:
+        """Return the figures of matches with the user's own data. With few, a single exchange of
+        two changes the five best and the ranks as no limit foresees, so only the best counts."""
+        mine = self._of[kind]
+        (others,) = (other.rows for name, other in self._of.items() if name != kind)
+        if others < 2 or len(mine.rankings[0]) < mine.rows:
+            return {}
+        names = RANKINGS if others >= LEAST else RANKINGS[:1]
+        return {name: np.array(each) for name, each in zip(names, mine.rankings, strict=False)}
 
     def found(self) -> OwnFound:
         """Return the findings."""

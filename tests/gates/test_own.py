@@ -40,8 +40,11 @@ class Images:
     @property
     def ruler(self) -> Ruler:
         logits = {"logits_per_image": np.eye(20)}
-        eager = {NAME: self.eager[:20], **logits}
-        return Ruler([Case(eager, eager, {NAME: self.exact[:20], **logits})], LIMIT, 100.0)
+        eager, exact = (
+            {NAME: each[:20], "text_features": each[:20], **logits}
+            for each in (self.eager, self.exact)
+        )
+        return Ruler([Case(eager, eager, exact)], LIMIT, 100.0)
 
 
 def images(errors: Sequence[float]) -> Images:
@@ -163,4 +166,19 @@ def test_with_a_budget_the_worst_have_the_least_cosines() -> None:
     assert found.found().exact == 0
     assert found.found().worst[0].name == "50"
     assert len(found.samples()["image"].cosines) == ROWS
-    assert found.samples()["image"].rankings is None
+    assert found.samples()["image"].matches == {}
+
+
+@pytest.mark.parametrize(("prompts", "names"), [(3, ["top1"]), (104, ["top1", "top5", "spearman"])])
+def test_matches_with_few_of_the_users_data_are_not_ranked_for_a_budget(
+    prompts: int, names: list[str]
+) -> None:
+    found = measured(images([1.0] * ROWS), lossy=True)
+    texts = np.random.default_rng(3).normal(size=(prompts, WIDTH))
+    sides = {"text_features": texts}
+    case = Case(sides, sides, sides, {"prompt": tuple(map(str, range(prompts)))})
+    found.add("prompt", case, texts, None)
+    found.match("image", found.candidates("image"), 0, found.candidates("prompt"))
+    matches = found.samples()["image"].matches
+    assert list(matches) == names
+    assert matches["top1"].mean() == 1
