@@ -131,15 +131,6 @@ def test_tensorrt_engine_with_a_fake(
     assert result, render(result)
 
 
-@pytest.mark.filterwarnings("ignore")  # of what executorch imports
-def test_executorch_program(minute_archive: Path) -> None:
-    pytest.importorskip("executorch")
-    example = load("executorch_program")
-    for pair in (example.portable(str(minute_archive)), example.xnnpack(str(minute_archive))):
-        result = clipcheck.compare(minute_archive, pair, examples=4)
-        assert result, render(result)
-
-
 def test_finetuned_int8(checkpoint: Checkpoint, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     from clipcheck.writers.directories import write_open_clip

@@ -28,6 +28,7 @@ _SERVANTS = {
     Format.PT2: "clipcheck.backends.servants:ProgramServant",
     Format.ONNX: "clipcheck.backends.servants:ProgramServant",
     Format.OPENVINO: "clipcheck.backends.servants:ProgramServant",
+    Format.EXECUTORCH: "clipcheck.backends.servants:ProgramServant",
 }
 """By format, the class that runs such a file. Other formats have only weights."""
 

@@ -192,7 +192,7 @@ def dtype_of(program: Program) -> str | None:
     Raises:
         UsageError: its towers compute in two.
     """
-    if program.format in (Format.ARCHIVE, Format.OPENVINO):
+    if program.format in (Format.ARCHIVE, Format.OPENVINO, Format.EXECUTORCH):
         return None
     tell = onnx_data.computing_dtype if program.format is Format.ONNX else computing_dtype
     found = {each: tell(each.path) for each in program.parts}

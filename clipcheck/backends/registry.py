@@ -23,6 +23,7 @@ _CLASSES = {
     "aotinductor": "AOTInductor",
     "onnxruntime": "ONNXRuntime",
     "openvino": "OpenVINO",
+    "executorch": "ExecuTorch",
     "open_clip": "OpenClip",
     "transformers": "Transformers",
     "clip": "Clip",

@@ -26,6 +26,9 @@ from clipcheck.checkpoints.pickles import survey
 from clipcheck.checkpoints.records import ZIP_MAGIC, MappedFile, Records
 from clipcheck.errors import CheckpointError, DamagedError, UnsafeError
 
+_EXECUTORCH = b"ET"
+"""Bytes 4 and 5 of a program of ExecuTorch, which its version follows (schema/program.fbs)."""
+
 _COMPILED = "data/aotinductor/"
 _MODELS = "models/"
 
@@ -120,6 +123,9 @@ def kind_of(path: Path) -> Format | None:
             if file.read(len(ZIP_MAGIC)) != ZIP_MAGIC:
                 if is_openvino(path):
                     return Format.OPENVINO
+                if file.read(4).startswith(_EXECUTORCH):
+                    return Format.EXECUTORCH
+                file.seek(len(ZIP_MAGIC))
                 return Format.ONNX if _is_onnx(file) else None
         records = Records(MappedFile(path))
     except OSError as error:

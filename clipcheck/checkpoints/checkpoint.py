@@ -45,6 +45,9 @@ class Format(StrEnum):
     """A program of OpenVINO: a file ``.xml``, and a file ``.bin`` of the same name with its
     weights."""
 
+    EXECUTORCH = "executorch"
+    """A program of ExecuTorch, ``.pte``."""
+
     TRANSFORMERS = "transformers"
     """A folder with ``config.json`` and weights, written by transformers' ``save_pretrained``."""
 
@@ -52,7 +55,7 @@ class Format(StrEnum):
     """A folder with ``open_clip_config.json`` and weights, like open_clip's on the hub."""
 
 
-PROGRAM_FORMATS = (Format.PT2, Format.ONNX, Format.OPENVINO)
+PROGRAM_FORMATS = (Format.PT2, Format.ONNX, Format.OPENVINO, Format.EXECUTORCH)
 """Formats of programs, see `Program`."""
 
 FOLDER_FORMATS = (Format.TRANSFORMERS, Format.OPEN_CLIP)
@@ -81,7 +84,7 @@ class Program:
 
     Attributes:
         path: the file; of two files the folder, or both as the user named them.
-        format: ``pt2``, ``onnx`` or ``openvino``; ``archive`` if it is frozen or of one tower.
+        format: of `PROGRAM_FORMATS`; ``archive`` if it is frozen or of one tower.
         data: its data files with weights, in its folder or below.
         towers: the programs of images and of texts, if there are two.
         stamps: of each file, see `stamp_of`, when the program was opened.

@@ -77,6 +77,7 @@ _FORMATS = {
     Format.PT2: "program of torch.export or AOTInductor",
     Format.ONNX: "ONNX program",
     Format.OPENVINO: "OpenVINO program",
+    Format.EXECUTORCH: "ExecuTorch program",
 }
 
 

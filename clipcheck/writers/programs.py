@@ -87,7 +87,7 @@ def convert_to_program(
             judge(temporary)
 
 
-def export(model: DualEncoder, *, checked: bool = True) -> ExportedProgram:
+def export(model: DualEncoder, *, checked: bool = True, most: int | None = None) -> ExportedProgram:
     """Return the program of a model, with the model's own weights.
 
     It does not have the source paths of its operations on this machine.
@@ -96,6 +96,7 @@ def export(model: DualEncoder, *, checked: bool = True) -> ExportedProgram:
         model: in evaluation mode, on any device.
         checked: with the checks of inputs that some models of transformers have. ONNX cannot
             represent them.
+        most: most images and most texts; default: any number.
     """
     import torch
     from torch.export import Dim
@@ -108,7 +109,10 @@ def export(model: DualEncoder, *, checked: bool = True) -> ExportedProgram:
         torch.zeros(images, 3, side, side, device=device),
         torch.zeros(texts, model.context_length, dtype=torch.int32, device=device),
     )
-    sizes = {"pixels": {0: Dim("images", min=1)}, "tokens": {0: Dim("texts", min=1)}}
+    sizes = {
+        "pixels": {0: Dim("images", min=1, max=most)},
+        "tokens": {0: Dim("texts", min=1, max=most)},
+    }
     switch = {} if checked else {"TRANSFORMERS_DISABLE_TORCH_CHECK": "1"}
     with torch.no_grad(), variables(switch):
         program = torch.export.export(Whole(model), example, dynamic_shapes=sizes, strict=False)

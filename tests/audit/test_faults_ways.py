@@ -32,7 +32,7 @@ from tests.thorough import quick_first
 ALL = (*WAY_FAULTS, *CLEAN_WAYS)
 FAST = ("clip", "open_clip", "transformers", "trace", "script", "export", "onnxruntime", "openvino")
 """The ones where planting takes the least time come first."""
-SLOW = ("compile", "aotinductor")
+SLOW = ("compile", "aotinductor", "executorch")
 """They take most of a minute for each variant: `clipcheck audit --backend all` plants into them."""
 CPU = torch.device("cpu")
 

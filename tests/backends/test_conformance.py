@@ -50,7 +50,7 @@ from tests.thorough import quick_first
 
 SMALL = {"vit": MINUTE, "resnet": MINUTE_RESNET}
 
-SLOW = ("compile", "aotinductor")
+SLOW = ("compile", "aotinductor", "executorch")
 """They take up to a minute to build, and are run with one architecture."""
 
 SIZES = [*OF_BATCHES, (3, 3), (1, 1)]
@@ -60,9 +60,13 @@ LARGE = SIZES.index((7, 8))
 
 DTYPES = ("float32", "float16", "bfloat16")
 
+HERE = tuple(name for name in BACKENDS if name != "executorch" or find(name).available() is None)
+"""All backends. executorch is no part of the extra `test`, for it asks for one version of some
+packages that others need; where it is installed, it is tested as well."""
+
 
 def everything() -> list[Choice]:
-    return [Choice(name, variant) for name in BACKENDS for variant in find(name).variants]
+    return [Choice(name, variant) for name in HERE for variant in find(name).variants]
 
 
 def unfit(choice: Choice, architecture: Architecture, dtype: str = "float32") -> str | None:
@@ -76,7 +80,7 @@ PAIRS = [
     for name in (["vit"] if choice.name in SLOW else SMALL)
 ]
 QUICK = {
-    *((str(Choice(name, find(name).variants[0])), "vit") for name in BACKENDS if name not in SLOW),
+    *((str(Choice(name, find(name).variants[0])), "vit") for name in HERE if name not in SLOW),
     ("jit", "resnet"),
 }
 """Each backend once, with the smallest model, but for those that take most of a minute to build."""
@@ -172,6 +176,9 @@ def lived(choice: Choice, sides: Sides, temporary: Path) -> Life:
     # What a library sets when it is first imported, it sets once for the process.
     if choice.name in ("onnxruntime", "openvino", "open_clip", "transformers"):
         importlib.import_module(choice.name)
+    if choice.name == "executorch":
+        importlib.import_module("executorch.exir")
+        importlib.import_module("executorch.runtime").Runtime.get()
     given = inputs(source.checkpoint.architecture)
     pairs = [(batch.pixels, batch.tokens) for batch in given]
     own, exact = sides.reference.outputs(pairs), sides.reference.exact_outputs(pairs)
@@ -354,7 +361,7 @@ def test_it_has_no_doubts_about_itself(life: Life) -> None:
 
 
 def test_its_artefact_has_a_size(life: Life) -> None:
-    has_one = ("jit", "compile", "export", "aotinductor", "onnxruntime", "openvino")
+    has_one = ("jit", "compile", "export", "aotinductor", "onnxruntime", "openvino", "executorch")
     assert (life.size is not None) == (life.choice.name in has_one)
     assert life.size is None or life.size > 10_000
 
@@ -501,7 +508,7 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", HERE)
 def test_changed_weights_are_reported_if_they_can_be_compared(
     name: str, built: Path, tmp_path: Path
 ) -> None:
@@ -547,13 +554,14 @@ ABSENT = {
     "aotinductor": (without_a_compiler, "there is no C++ compiler 'there-is-no", "set CXX to"),
     "onnxruntime": (without("onnxruntime"), "onnxruntime is not installed", "clipcheck[onnx]"),
     "openvino": (without("openvino"), "openvino is not installed", "clipcheck[openvino]"),
+    "executorch": (without("executorch"), "executorch is not installed", "[executorch]"),
     "open_clip": (without("open_clip"), "open_clip is not installed", "open_clip_torch"),
     "transformers": (without("transformers"), "transformers is not installed", "[transformers]"),
     "clip": (without("clip"), "the reference package clip is not installed", "clip-anytorch"),
 }
 
 
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", HERE)
 def test_a_missing_library_exits_2_with_reason_and_remedy(
     name: str, built: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -575,7 +583,7 @@ def test_a_missing_library_exits_2_with_reason_and_remedy(
     assert remedy in told
 
 
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", HERE)
 def test_the_class_has_its_attributes_and_imports_no_heavy_package(name: str) -> None:
 
     found = find(name)

@@ -231,6 +231,7 @@ def test_the_format_of_a_file_decides_its_backend() -> None:
         "pt2": "export",
         "onnx": "onnxruntime",
         "openvino": "openvino",
+        "executorch": "executorch",
         "transformers": "transformers",
         "open_clip": "open_clip",
     }

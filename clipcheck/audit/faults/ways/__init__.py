@@ -91,7 +91,7 @@ _OPEN_CLIP = partial(in_config, Format.OPEN_CLIP)
 _LIBRARIES = ("open_clip", "transformers", "clip")
 _EXPORTS = ("trace", "script", "export")
 _GRAPHS = ("onnxruntime", "openvino")
-_COMPILERS = ("compile", "aotinductor")
+_COMPILERS = ("compile", "aotinductor", "executorch")
 
 WAY_FAULTS: tuple[Variant, ...] = (
     _variant(
@@ -159,7 +159,7 @@ WAY_FAULTS: tuple[Variant, ...] = (
         "activation",
         "a fused QuickGELU with a bfloat16 slope: 1.703125 instead of 1.702",
         {
-            **_all(_to(models.RoundedSlope, eager.QuickGELU), *_EXPORTS, "compile"),
+            **_all(_to(models.RoundedSlope, eager.QuickGELU), *_EXPORTS, "compile", "executorch"),
             **_all(in_graph(graphs.slope(1.703125)), *_GRAPHS),
         },
         like="quickgelu-slope-1.7",
@@ -169,7 +169,7 @@ WAY_FAULTS: tuple[Variant, ...] = (
         "activation",
         "open_clip#771, timm#1754: GELU or its approximation instead of QuickGELU",
         {
-            "trace": _to(models.TanhGELU, eager.QuickGELU),
+            **_all(_to(models.TanhGELU, eager.QuickGELU), "trace", "executorch"),
             "open_clip": _OPEN_CLIP(libraries.of_model(quick_gelu=False)),
             "transformers": _TRANSFORMERS(libraries.in_towers(hidden_act="gelu")),
             "clip": in_library(libraries.clip_with_gelu),
