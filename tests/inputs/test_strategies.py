@@ -20,6 +20,7 @@ from hypothesis.errors import InvalidArgument, NoSuchExample
 from hypothesis.strategies import SearchStrategy
 from PIL import Image
 
+from clipcheck.harness.search.constants import without_local_constants
 from clipcheck.inputs.batches import Batch, Inputs
 from clipcheck.inputs.pictures import (
     BANDS,
@@ -100,7 +101,9 @@ def search(
 def simplest(strategy: SearchStrategy[T], fault: Callable[[T], Any] = lambda _: True) -> T:
     """What the fault shrinks to."""
     limits = settings(max_examples=1000, database=None, phases=[Phase.generate, Phase.shrink])
-    return find(strategy, fault, settings=limits, random=random.Random(SEED))
+    # Else it draws constants of the modules that other tests have imported.
+    with without_local_constants():
+        return find(strategy, fault, settings=limits, random=random.Random(SEED))
 
 
 def drawn(strategy: SearchStrategy[T], examples: int = 200, seed: int = SEED) -> list[T]:
