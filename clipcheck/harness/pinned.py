@@ -55,6 +55,7 @@ from clipcheck.harness.matrix import Draft, describe, peak_memory
 from clipcheck.harness.mismatch import find_mismatch
 from clipcheck.harness.options import DYNAMIC_BATCH, CheckOptions, Device
 from clipcheck.inputs.batches import Batch
+from clipcheck.inputs.dealing import BRIEF, deal
 from clipcheck.inputs.fixed import SAMPLE
 from clipcheck.results.judgement import Judgement, LeftOut, PinnedTo
 from clipcheck.results.pin import Pin
@@ -250,7 +251,7 @@ class PinnedJudge:
             return judge_run(trial, candidate, run, limits, dynamic_batch=dynamic)
 
     def _trial(self, dtype: str) -> Trial:
-        pin, lossy = self.pin, self._budget
+        pin, lossy, options = self.pin, self._budget, self.options
         if dtype in pin.header.missing:
             raise UnfitError(
                 f"the pin has no limits for {dtype}: {pin.header.missing[dtype]}",
@@ -259,6 +260,8 @@ class PinnedJudge:
         batches = self._batches
         exact = [pin.exact(batch) for batch in batches]
         sample = [] if lossy is None else self._sample
+        # With a budget the result of a row may depend on the others of its batch.
+        again = options.allowed_loss is None and "repeatability" in options.gates
         return Trial(
             batches,
             [
@@ -268,8 +271,10 @@ class PinnedJudge:
             exact,
             pin.header.scale,
             dtype,
-            gates=[name for name in self.options.gates if name not in _NOT_JUDGED],
-            budget=self.options.allowed_loss,
+            calls=deal(batches, [], BRIEF) if again else (),
+            in_form=BRIEF.in_form if again else 0,
+            gates=[name for name in options.gates if name not in _NOT_JUDGED],
+            budget=options.allowed_loss,
             population=sample,
             of_population=[pin.exact(batch) for batch in sample],
             output_dtype=_DTYPES.get(dtype, dtype),

@@ -28,7 +28,7 @@ from clipcheck.inputs.subjects import (
     picture_of_bytes,
 )
 
-SIZES = ((2, 1), (1, 2), (4, 7), (5, 8))
+SIZES = ((2, 1), (1, 2), (6, 7), (5, 8))
 """Images and prompts of the batches of edge cases."""
 
 SAMPLE = 100
@@ -202,6 +202,8 @@ _EDGES: dict[str, Callable[[int, Bits], Colours]] = {
     "black": _flat(0, 0, 0),
     "white": _flat(255, 255, 255),
     "red": _flat(255, 0, 0),
+    "green": _flat(0, 255, 0),
+    "blue": _flat(0, 0, 255),
     "saturated squares": lambda side, bits: _tiles(side, bits) // np.uint8(128) * np.uint8(255),
     "checkerboard of pixels": _checkerboard,
     "left half flat": lambda side, bits: _half(side, bits, 1),
