@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import logging
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
@@ -27,6 +28,7 @@ from clipcheck.families import eager
 from clipcheck.gates.result import GateResult
 from clipcheck.inputs.rules import MEAN, STD
 from clipcheck.results.judgement import Judgement
+from clipcheck.system import torchscript_support
 from clipcheck.testing import check
 from clipcheck.writers.convert import write
 from clipcheck.writers.synthesize import architecture_named, synthesize
@@ -235,6 +237,62 @@ def half_throughout(model: Model, folder: Path) -> str:
     return half(model, folder, keep=False)
 
 
+def stored(model: Model, folder: Path, *, dtype: torch.dtype) -> str:
+    """Store the weights of an ONNX program in another dtype, each with a cast to float32."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    path = optimum(model, folder)
+    program = onnx.load(path)
+    kinds = {torch.float16: TensorProto.FLOAT16, torch.bfloat16: TensorProto.BFLOAT16}
+    casts = []
+    for each in program.graph.initializer:
+        if each.data_type == TensorProto.FLOAT and each.dims:
+            rounded = torch.from_numpy(numpy_helper.to_array(each).copy()).to(dtype)
+            raw = rounded.view(torch.int16).numpy().tobytes()
+            name = f"{each.name}_stored"
+            casts.append(helper.make_node("Cast", [name], [each.name], to=TensorProto.FLOAT))
+            each.CopyFrom(helper.make_tensor(name, kinds[dtype], each.dims, raw, raw=True))
+    nodes = [*casts, *program.graph.node]
+    del program.graph.node[:]
+    program.graph.node.extend(nodes)
+    onnx.save(program, path)
+    return path
+
+
+def stored_in_float16(model: Model, folder: Path) -> str:
+    return stored(model, folder, dtype=torch.float16)
+
+
+def stored_in_bfloat16(model: Model, folder: Path) -> str:
+    return stored(model, folder, dtype=torch.bfloat16)
+
+
+def int8(model: Model, folder: Path) -> str:
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    path = optimum(model, folder)
+    written = str(folder / "model_quantized.onnx")
+    logging.disable(logging.WARNING)  # advice to optimise the program first
+    quantize_dynamic(path, written, weight_type=QuantType.QInt8, per_channel=True)
+    logging.disable(logging.NOTSET)
+    return written
+
+
+def fixed_archive(model: Model, folder: Path) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    model, path = copy.deepcopy(model).eval(), folder / "model.pt"
+    given = example(model, 2, 3, torch.int64)
+    for part, kind in ((model.visual, "image"), (model.token_embedding, "text")):
+        shape = tuple(given[kind].shape)
+        part.register_forward_pre_hook(lambda _, taken, shape=shape: taken[0].reshape(shape))
+    image, text = given["image"], given["text"]
+    methods = {"encode_image": (image,), "encode_text": (text,), "forward": (image, text)}
+    with torch.no_grad(), torchscript_support.silenced():
+        torch.jit.save(torch.jit.trace_module(model, methods, check_trace=False), path)
+    return str(path)
+
+
 @dataclass(frozen=True)
 class Layout:
     """A way to ship a model.
@@ -242,12 +300,16 @@ class Layout:
     Attributes:
         name: description for the table.
         write: writes the model into a folder, and returns the argument of `clipcheck check`.
-        shown: this argument, as the table shows it.
+        shown: this argument, as the table shows it, with its options.
+        budget: of the check; None for none.
+        steps: of the changed weight: half of the number of its values.
     """
 
     name: str
     write: Write
     shown: str
+    budget: str | None = None
+    steps: int = 127
 
 
 LAYOUTS = (
@@ -261,16 +323,27 @@ LAYOUTS = (
     Layout("torch.export of 2 images and 3 texts only", fixed_pt2, "model.pt2"),
     Layout("float16 inside, float32 in and out", half_inside, "model.onnx"),
     Layout("float16 throughout", half_throughout, "model.onnx"),
+    Layout("float16 weights, each cast to float32", stored_in_float16, "model.onnx"),
+    Layout("bfloat16 weights, each cast to float32", stored_in_bfloat16, "model.onnx"),
+    Layout("TorchScript archive of 2 images and 3 texts only", fixed_archive, "model.pt"),
+    Layout(
+        "dynamic int8 by channel",
+        int8,
+        "model_quantized.onnx --budget int8",
+        budget="int8",
+        steps=7,
+    ),
 )
 
 
-def broken(model: Model) -> Model:
-    """Copy a model, with one weight of each tower changed as by rounding to 8 bits."""
+def broken(model: Model, steps: int = 127) -> Model:
+    """Copy a model, with one weight of each tower changed as by rounding to ``steps`` values of
+    each sign: 127 for 8 bits."""
     found = copy.deepcopy(model)
     with torch.no_grad():
         for blocks in (found.visual.transformer, found.transformer):
             weight = blocks.resblocks[0].mlp.c_fc.weight
-            step = weight.abs().max() / 127
+            step = weight.abs().max() / steps
             weight.copy_((weight / step).round() * step)
     return found
 
@@ -278,7 +351,8 @@ def broken(model: Model) -> Model:
 def judge(layout: Layout, model: Model, folder: Path, reference: Path) -> Judgement:
     """Write a model in a layout and check it."""
     name = layout.write(model, folder)
-    (found,) = check(name, reference=reference, device="cpu", isolation="none").judgements
+    how = {"device": "cpu", "isolation": "none", "budget": layout.budget}
+    (found,) = check(name, reference=reference, **how).judgements
     return found
 
 
@@ -305,7 +379,7 @@ def main() -> None:
         for number, layout in enumerate(LAYOUTS):
             found = [
                 judge(layout, each, Path(place) / f"{number}-{kind}", reference)
-                for kind, each in enumerate((model, broken(model)))
+                for kind, each in enumerate((model, broken(model, layout.steps)))
             ]
             row(layout.name, f"`{layout.shown}`", *map(verdict, found))
 
@@ -314,7 +388,8 @@ def verdict(judgement: Judgement) -> str:
     """Describe a verdict: its state, and the gate closest to its limit."""
     if judgement.error is not None:
         return f"not judged: {judgement.error}"
-    worst: GateResult = max(judgement.gates, key=lambda gate: gate.margin)
+    judged = [gate for gate in judgement.gates if gate.judged]
+    worst: GateResult = max(judged, key=lambda gate: gate.margin)
     margin = "" if worst.margin == float("inf") else f", {worst.margin:.2g} times its limit"
     return f"{judgement.state} in {judgement.dtype} ({worst.name}{margin})"
 

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from clipcheck.backends.calling import Array, Named, Pixels, Rows, Tokens
@@ -107,6 +108,8 @@ class Backend(ABC):
         frontend: preprocessing and tokenizer with the candidate's own dimensions, or None.
         patched: constants of its code that were rewritten, or None.
         lacks: outputs that its model does not have, such as logits of a single tower.
+        rounded: by key, the dtype of a weight that its program stores in fewer bits than it
+            computes in.
         seen: rounds pixels to what it takes, as whole numbers; None where it takes them as they
             are.
     """
@@ -129,6 +132,7 @@ class Backend(ABC):
     patched: Patched | None = None
     lacks: frozenset[str] = frozenset()
     seen: Callable[[Pixels], Pixels] | None = None
+    rounded: Mapping[str, torch.dtype] = MappingProxyType({})
 
     # ---------------------------------------------------------------- what it can run
 

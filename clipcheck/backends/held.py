@@ -14,6 +14,25 @@ if TYPE_CHECKING:
     import torch
 
 
+def rounded_weights(
+    weights: Mapping[str, torch.Tensor], program: Opened
+) -> Mapping[str, torch.dtype]:
+    """Return by key the dtypes of the weights that a program has rounded to fewer bits."""
+    found = WeightsCompared(weights)
+
+    def receive(
+        name: str,
+        tensor: torch.Tensor,
+        steps: torch.Tensor | None = None,
+        how: str = "",  # noqa: ARG001 - of a quantised weight
+    ) -> None:
+        if steps is None:
+            found.receive(name, tensor)
+
+    program.weights(receive)
+    return found.rounded
+
+
 def weights_evidence(
     weights: Mapping[str, torch.Tensor] | None,
     program: Opened,
@@ -53,6 +72,7 @@ def weights_evidence(
         quantised=quantised.matched,
         tensors=quantised.tensors,
         levels=quantised.levels,
+        rounded={key: str(dtype)[len("torch.") :] for key, dtype in found.rounded.items()},
     )
 
 
@@ -63,6 +83,9 @@ class WeightsCompared:
     of a weight. `compared` does not count folded weights, nor weights rounded for a program in half
     precision. Any other weight with a known name must be equal to the file's, and so must a matrix
     without a known name that is close to one of the file's.
+
+    Attributes:
+        rounded: by key, the dtype of a weight that the program has rounded to fewer bits.
     """
 
     def __init__(self, weights: Mapping[str, torch.Tensor]) -> None:
@@ -73,13 +96,13 @@ class WeightsCompared:
         self._scaled: set[str] = set()
         self._near: set[str] = set()
         self._same: dict[str, bool] = {}
+        self.rounded: dict[str, torch.dtype] = {}
         self._longer: dict[str, list[str]] = {}
-        self._matrices: dict[tuple[int, ...], list[str]] = {}
+        self._by_shape: dict[tuple[int, ...], list[str]] = {}
         for key, each in weights.items():
             for end in _ends(key)[1:]:
                 self._longer.setdefault(end, []).append(key)
-            if each.ndim == 2:
-                self._matrices.setdefault(tuple(sorted(each.shape)), []).append(key)
+            self._by_shape.setdefault(tuple(sorted(each.shape)), []).append(key)
 
     def receive(self, name: str, held: torch.Tensor) -> None:
         """Compare one weight.
@@ -96,14 +119,26 @@ class WeightsCompared:
         if key is not None:
             self._held[key] = digest
             if _is_alike(held, self._weights[key]):
-                self._right.add(key)
+                self._take(key, held)
             if _is_scaled(held, self._weights[key]):
                 self._scaled.add(key)
+        elif held.ndim != 2 and held.numel() >= _LEAST_MATRIX:
+            for known in self._by_shape.get(tuple(sorted(held.shape)), ()):
+                if is_rounded(held, self._weights[known]):
+                    self.rounded[known] = held.dtype
         elif held.ndim == 2 and held.is_floating_point():
-            for known in self._matrices.get(tuple(sorted(held.shape)), ()):
+            for known in self._by_shape.get(tuple(sorted(held.shape)), ()):
                 for each in (self._weights[known], self._weights[known].T):
-                    if _is_near(held, each):
-                        (self._right if _is_alike(held, each) else self._near).add(known)
+                    if _is_alike(held, each) and _is_near(held, each):
+                        self._take(known, held)
+                    elif _is_near(held, each):
+                        self._near.add(known)
+
+    def _take(self, key: str, held: torch.Tensor) -> None:
+        """Count a weight as right, and as rounded if it has fewer bits than the file's."""
+        self._right.add(key)
+        if held.dtype.itemsize < self._weights[key].dtype.itemsize:
+            self.rounded[key] = held.dtype
 
     def _key(self, name: str, held: torch.Tensor) -> str | None:
         """Return the key for a name in a program, or None: shorter than the name if the model was

@@ -254,6 +254,22 @@ def _of_towers(choice: Choice, source: Source) -> list[ProgramBackend]:
     return [each for each in made if isinstance(each, ProgramBackend)]
 
 
+def rounded_alike(source: Source, rounded: Mapping[str, torch.dtype]) -> Source:
+    """Return a source with some weights rounded as a candidate stores them, so that rounding does
+    not count as an error of its computation.
+
+    Args:
+        rounded: dtypes by key.
+    """
+    from clipcheck.families.registry import over
+
+    weights = {
+        key: each.to(rounded[key]).to(each.dtype) if key in rounded else each
+        for key, each in source.model.state_dict().items()
+    }
+    return replace(source, model=over(source.checkpoint.model, weights))
+
+
 def _stored_alike(reference: Checkpoint, candidate: Checkpoint) -> Checkpoint:
     """Return the reference with its weights rounded to the candidate's stored dtypes.
 

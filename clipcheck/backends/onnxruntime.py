@@ -15,14 +15,14 @@ import numpy as np
 from clipcheck.backends.base import Backend, Missing, Option, too_old
 from clipcheck.backends.calling import Array, translating
 from clipcheck.backends.graph import Graph, Node
-from clipcheck.backends.held import weights_evidence
+from clipcheck.backends.held import rounded_weights, weights_evidence
 from clipcheck.backends.opened import Inside, Opened, Reached, Receive, Tapped, open_apart
 from clipcheck.backends.programs import ProgramBackend, key_of
 from clipcheck.backends.quantised import quantised_weights, with_weight_in_float
 from clipcheck.backends.signature import Declared, Raw
 from clipcheck.backends.source import ProgramFile, Source
 from clipcheck.checkpoints.checkpoint import Format
-from clipcheck.checkpoints.onnx_data import data_files, located, piece_of
+from clipcheck.checkpoints.onnx_data import data_files, located, piece_of, stored_dtypes
 from clipcheck.errors import UnavailableError
 from clipcheck.system.threads import threads
 
@@ -233,11 +233,14 @@ def open_program(
     """
     data = data_files(path)
     chosen = options or {}
-    return ONNXRuntime(
-        "onnxruntime",
+    opened = (
         open_apart("onnxruntime", path, device, chosen, cell, data)
         if cell
-        else ONNXRuntime.open_here(path, device, chosen),
+        else ONNXRuntime.open_here(path, device, chosen)
+    )
+    made = ONNXRuntime(
+        "onnxruntime",
+        opened,
         sizes=sizes,
         path=path,
         evidence=partial(weights_evidence, weights, folds=True),
@@ -248,6 +251,10 @@ def open_program(
         model=model,
         device=device,
     )
+    narrow = dtype == "float32" and stored_dtypes(path).intersection(("float16", "bfloat16"))
+    if narrow and weights is not None:
+        made.rounded = rounded_weights(weights, opened)
+    return made
 
 
 def _give_weights(path: Path, receive: Receive) -> None:
@@ -255,10 +262,17 @@ def _give_weights(path: Path, receive: Receive) -> None:
     from onnx import numpy_helper
 
     program = _read(path)
+    casts = {n.input[0]: n.output[0] for n in program.graph.node if n.op_type == "Cast"}
     for each in program.graph.initializer:
-        array = numpy_helper.to_array(each)
+        array = np.array(numpy_helper.to_array(each))
         with suppress(TypeError):  # of a dtype that no weight has
-            receive(each.name, torch.from_numpy(np.array(array)))
+            if array.dtype.name == "bfloat16":  # which torch does not take from numpy
+                tensor = torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+            else:
+                tensor = torch.from_numpy(array)
+            # The name of a weight that is stored in another dtype may be that of its cast.
+            for name in filter(None, (each.name, casts.get(each.name))):
+                receive(name, tensor)
     for found in quantised_weights(program):
         values, steps = (torch.from_numpy(np.array(each)) for each in (found.values, found.steps))
         receive(found.name, values, steps, found.how)

@@ -45,6 +45,7 @@ class Towers(Backend):
         self.name = parts[0].name
         self.size = sum(part.size or 0 for part in parts)
         self.seen = parts[0].seen
+        self.rounded = {key: kind for part in parts for key, kind in part.rounded.items()}
         self._parts = dict(zip(ENCODERS, parts, strict=True))
         self._logits = logits
         self.runs_modules = all(part.runs_modules for part in parts)
@@ -110,6 +111,7 @@ class Towers(Backend):
             quantised={key: how for each in found for key, how in each.quantised.items()},
             tensors={key: name for each in found for key, name in each.tensors.items()},
             levels={key: count for each in found for key, count in each.levels.items()},
+            rounded={key: dtype for each in found for key, dtype in each.rounded.items()},
         )
 
     def close(self) -> None:

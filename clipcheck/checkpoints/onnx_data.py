@@ -103,6 +103,17 @@ def computing_dtype(path: Path) -> str | None:
     return known[0] if known else None
 
 
+def stored_dtypes(path: Path) -> set[str]:
+    """Return the floating-point dtypes of the tensors in an ONNX program.
+
+    Raises:
+        CheckpointError, DamagedError: as for `data_files`.
+    """
+    with _walking(path) as walk:
+        dtypes, _ = walk.graph()
+    return {_DTYPES[number] for number in dtypes.values() if number in _DTYPES}
+
+
 def located(path: Path, location: str) -> Path:
     """Return a data file of a program.
 

@@ -36,6 +36,7 @@ class Evidence:
         quantised: by key, how a weight is quantised that is the file's to within a step.
         tensors: by the key of a weight that is quantised, its name in the program.
         levels: by that key, how many different values it can have.
+        rounded: by the key of a weight that is stored in fewer bits than the file's, its dtype.
     """
 
     weights: int | None
@@ -49,6 +50,7 @@ class Evidence:
     quantised: Mapping[str, str] = field(default_factory=dict)
     tensors: Mapping[str, str] = field(default_factory=dict)
     levels: Mapping[str, int] = field(default_factory=dict)
+    rounded: Mapping[str, str] = field(default_factory=dict)
 
 
 def integrity(cases: Sequence[Case], evidence: Evidence) -> GateResult:
@@ -82,6 +84,8 @@ def integrity(cases: Sequence[Case], evidence: Evidence) -> GateResult:
     count = len(expected_outputs(cases))
     given = "the one output" if count == 1 else f"all {count} outputs"
     message = f"{given} present, finite, and of the right shape and dtype"
+    for dtype, number in Counter(evidence.rounded.values()).most_common():
+        message = f"{counted(number, 'weight')} correctly rounded to {dtype}; {message}"
     if kinds:
         told = ", ".join(f"{count} as {how}" for how, count in kinds.most_common())
         message = f"{counted(kinds.total(), 'weight')} quantised, within a step: {told}; {message}"

@@ -17,7 +17,14 @@ from clipcheck.backends.base import Backend
 from clipcheck.backends.calling import Pixels
 from clipcheck.backends.cells import cell_for
 from clipcheck.backends.known import Known, everything, matching
-from clipcheck.backends.loading import OpenSides, build, dtype_of, opened_sides, require_runs
+from clipcheck.backends.loading import (
+    OpenSides,
+    build,
+    dtype_of,
+    opened_sides,
+    require_runs,
+    rounded_alike,
+)
 from clipcheck.backends.programs import ProgramBackend
 from clipcheck.backends.registry import ALL, Choice, default_for
 from clipcheck.backends.signature import ASKED
@@ -328,7 +335,7 @@ class Judge:
             verdict = judge_candidate(
                 trial,
                 candidate,
-                bench.source,
+                bench.source_for(candidate),
                 bench.limits,
                 watch,
                 seed=self.options.seed,
@@ -413,7 +420,8 @@ class Judge:
             rules = bench.drawn.frontend.images
             draft.add(mismatch=find_mismatch(trial, verdict.run.cases, rules))
         if verdict.intact:
-            probe = Probe(candidate, bench.reference.standing(), ruler, bench.limits)
+            standing = bench.reference_for(candidate).standing()
+            probe = Probe(candidate, standing, ruler, bench.limits)
             with watch.phase("search"):
                 found = smallest(probe, bench.drawn, verdict.run.cases)
                 if found is None and verdict.own is not None:
@@ -472,8 +480,9 @@ class Judge:
             # An archive was loaded again, with its source.
             shown = None if candidate.needs_archive else candidate.runner
             sizes = candidate.batch_sizes
+            source = bench.source_for(candidate)
             return first_departures(
-                bench.source, watch, shown=shown, seed=seed, suspect=suspect, sizes=sizes
+                source, watch, shown=shown, seed=seed, suspect=suspect, sizes=sizes
             )
         except (ClipcheckError, RuntimeError, MemoryError) as error:
             # torch raises RuntimeError, for example if a GPU runs out of memory.
@@ -494,7 +503,7 @@ class _Bench:
         span: Span,
     ) -> None:
         self.files = files
-        self._eager = EagerFeatures(lambda: self.reference)
+        self._eager = self._rounded = EagerFeatures(lambda: self.reference)
         self.limits = replace(options.limits, sigmoid=sizes_of(files.checkpoint.model).sigmoid)
         self._sides = sides
         self._watch = Stopwatch(_Phases(span, draft.judgement, SHARED))
@@ -514,25 +523,46 @@ class _Bench:
             frontend = replace(self.drawn.frontend, texts=inputs.texts)
             exactly = self.source.dtype != "float32"
             self._own = Own(own, frontend, self._eager, exactly)
-        self.trial = self._trial(self.drawn.batches, self._watch)
+        self.trial = self._trial(self.drawn.batches, self._watch, self.reference, _unchanged)
 
     def trial_seen_by(self, candidate: Backend, watch: Stopwatch) -> Trial:
         """Return the trial of a candidate: that of all, unless it rounds pixels, as to whole
-        numbers. Then the reference runs on the rounded ones, too."""
-        return (
-            self.trial
-            if candidate.seen is None
-            else self._trial(self.drawn.batches, watch, candidate.seen)
-        )
+        numbers, or stores rounded weights. Then the reference runs with these, too."""
+        if candidate.seen is None and not candidate.rounded:
+            return self.trial
+        reference = self.reference_for(candidate)
+        return self._trial(self.drawn.batches, watch, reference, candidate.seen or _unchanged)
+
+    def reference_for(self, candidate: Backend) -> Reference:
+        """Return the reference of a candidate: that of all, or one with weights that are rounded as
+        the candidate stores them."""
+        if not candidate.rounded:
+            return self.reference
+        from clipcheck.backends.reference import Reference
+
+        source = self.source_for(candidate)
+        return Reference(source.model, source.checkpoint.model, source.device)
+
+    def source_for(self, candidate: Backend) -> Source:
+        """Return the source with the reference's weights, see `reference_for`."""
+        if not candidate.rounded:
+            return self.source
+        return rounded_alike(self.source, candidate.rounded)
 
     def _trial(
         self,
         drawn: Sequence[Batch],
         watch: Stopwatch,
-        seen: Callable[[Pixels], Pixels] = lambda pixels: pixels,
+        reference: Reference,
+        seen: Callable[[Pixels], Pixels],
     ) -> Trial:
         options, checkpoint = self._options, self.files.checkpoint
         inputs = inputs_of(checkpoint.model)
+        own = self._own
+        if own is not None and reference is not self.reference:
+            self._rounded.close()
+            self._rounded = EagerFeatures(lambda: reference)
+            own = replace(own, eager=self._rounded)
         lossy = options.allowed_loss
         count = 0 if lossy is None or "budget" not in options.gates else inputs_for(lossy)
         several = (drawn, population(count, inputs, options.seed))
@@ -540,7 +570,7 @@ class _Bench:
             [replace(each, pixels=seen(each.pixels)) for each in some] for some in several
         )
         return Trial.of(
-            self.reference,
+            reference,
             batches,
             self.source.dtype,
             watch,
@@ -551,7 +581,7 @@ class _Bench:
             gates=options.gates,
             budget=lossy,
             population=of_budget,
-            own=self._own,
+            own=own,
         )
 
     @property
@@ -572,12 +602,17 @@ class _Bench:
     def close(self) -> None:
         """Delete the temporary file of the user's data."""
         self._eager.close()
+        self._rounded.close()
 
     def seconds_once(self) -> Mapping[str, float]:
         """Return the seconds of shared phases on the first call, then nothing, so that only one
         backend reports them."""
         told, self._told = self._told, True
         return {} if told else self._watch.seconds
+
+
+def _unchanged(pixels: Pixels) -> Pixels:
+    return pixels
 
 
 class _Phases:

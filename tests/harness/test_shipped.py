@@ -66,12 +66,23 @@ def failed(found: Judgement) -> set[str]:
 def test_a_sound_layout_passes_and_one_with_a_changed_weight_fails(
     layout: Layout, model: eager.CLIP, reference: Path, tmp_path: Path
 ) -> None:
-    sound = one(layout.write(model, tmp_path / "sound"), reference)
+    sound = one(layout.write(model, tmp_path / "sound"), reference, budget=layout.budget)
     assert sound.error is None
     assert sound.passed, [gate.message for gate in sound.gates if not gate.passed]
-    altered = one(layout.write(broken(model), tmp_path / "broken"), reference)
+    path = layout.write(broken(model, layout.steps), tmp_path / "broken")
+    altered = one(path, reference, budget=layout.budget)
     assert altered.error is None
-    assert failed(altered) & {"integrity", "fidelity", "precision"}
+    assert failed(altered) & {"weights", "integrity", "fidelity", "precision"}
+
+
+def test_weights_that_are_stored_in_fewer_bits_are_rounded_in_the_reference_too(
+    model: eager.CLIP, reference: Path, tmp_path: Path
+) -> None:
+    path = layouts.stored_in_bfloat16(model, tmp_path)
+    found = one(path, reference, select=["integrity", "fidelity"])
+    assert found.passed, [gate.message for gate in found.gates]
+    assert "37 weights correctly rounded to bfloat16; " in found.gates[0].message
+    assert found.dtype == "float32"
 
 
 def test_the_report_tells_what_was_taken_for_what(immich: Path, reference: Path) -> None:
