@@ -249,6 +249,7 @@ def _given_options(option: Callable[[str], Any], folder: Path) -> dict[str, Any]
         "backend": lambda _, names: names,
         "device": lambda _, names: names,
         "dtype": lambda _, names: names,
+        "map": lambda _, names: names,
         "atol": _number,
         "rtol": _number,
         "budget": _require_not_blank,

@@ -60,6 +60,10 @@ OPTIONS = {
         "B",
         "limits of a lossy program: fp16, bf16, int8, int4, or such as cosine=0.99,top1=0.95",
     ),
+    "--clip-map": (
+        "NAME=MEANING",
+        "meaning of a program's input or output, such as x=pixels",
+    ),
     "--clip-examples": ("N", "number of images and prompts (default: as `clipcheck check`)"),
     "--clip-images": (
         "DIR",
@@ -86,7 +90,7 @@ FLAGS = {
 }
 """Help of each option without a value."""
 
-REPEATABLE = ("--clip-model", "--clip-device", "--clip-backend", "--clip-dtype")
+REPEATABLE = ("--clip-model", "--clip-device", "--clip-backend", "--clip-dtype", "--clip-map")
 
 _CHOICES = pytest.StashKey["Choices"]()
 _RUN = pytest.StashKey["Run"]()

@@ -24,6 +24,11 @@ TOML has a table for each checkpoint or pattern; paths are relative to the catal
     key = "model_ema"               # which model in the file
 
     [[checkpoint]]
+    path = "tower.onnx"
+    reference = "model.pt"
+    map = ["x=pixels"]              # meaning of an input or output
+
+    [[checkpoint]]
     name = "ViT-B/32"               # a released one
 """
 
@@ -64,7 +69,17 @@ MOST_BYTES = 16 << 20
 """Size limit of a catalogue: thousands of entries take less."""
 
 _WHERE = ("path", "url", "name")
-_HOW = ("backend", "device", "dtype", "key", "reference", "architecture", "images", "prompts")
+_HOW = (
+    "backend",
+    "device",
+    "dtype",
+    "key",
+    "reference",
+    "architecture",
+    "map",
+    "images",
+    "prompts",
+)
 _KEYS = (*_WHERE, *_HOW, "sha256", "size")
 
 _DEVICE = re.compile(r"cpu|mps|cuda(:\d+)?")
@@ -86,6 +101,7 @@ class Entry:
         dimensions: if they are known before the file is fetched.
         unfit: why it is not judged; empty if it is.
         key: as for `clipcheck.check`.
+        map: as for `clipcheck.check`.
         images: absolute path of a folder of the user's images; None for that of the command.
         prompts: absolute path of a file of the user's prompts; None for that of the command.
     """
@@ -100,6 +116,7 @@ class Entry:
     dimensions: Architecture | None = None
     unfit: str = ""
     key: str | None = None
+    map: tuple[str, ...] = ()
     images: str | None = None
     prompts: str | None = None
 
@@ -242,6 +259,7 @@ def _entries(given: Mapping[str, Any], folder: Path, root: str | None) -> Iterat
                 _architecture(given, folder),
                 ARCHITECTURES.get(label) if kind == "name" else None,
                 key=key,
+                map=_strings(given, "map"),
                 images=_own(given, folder, "images"),
                 prompts=_own(given, folder, "prompts"),
             )
@@ -344,6 +362,8 @@ def _strings(given: Mapping[str, Any], key: str) -> tuple[str, ...]:
     try:
         if key == "backend":
             chosen(several, own=False)
+        elif key == "map":
+            CheckOptions(map=several)
     except ClipcheckError as error:
         raise _Wrong(error.problem, error.remedy) from error
     return tuple(several)

@@ -58,6 +58,10 @@ def key_of(
         "versions": dict(versions),
         "architecture": architecture,
     }
+    if options.names:
+        parts["map"] = dict(options.names)
+    if options.budget is not None:
+        parts["budget"] = options.budget
     if options.images is not None or options.prompts is not None:
         parts["own"] = options.own.stamp()
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -126,6 +126,7 @@ def plan(
             reference=entry.reference,
             key=entry.key,
             architecture=entry.architecture,
+            map=entry.map or setting.options.map,
             images=entry.images or setting.options.images,
             prompts=entry.prompts or setting.options.prompts,
         )

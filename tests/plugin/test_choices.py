@@ -50,11 +50,11 @@ def test_an_architecture_is_a_name_or_a_path_from_the_folder() -> None:
 
 
 def test_given_checkpoints_are_judged() -> None:
-    given = {"report": "found", "key": "ema", "budget": "int8"}
+    given = {"report": "found", "key": "ema", "budget": "int8", "map": ["x=pixels", "y=tokens"]}
     chosen = choices(atol="0.5", rtol="0", examples="3", seed="7", **given)
     assert chosen.report == HERE / "found"
     assert chosen.options == CheckOptions(
-        atol=0.5, rtol=0, examples=3, seed=7, key="ema", budget="int8"
+        atol=0.5, rtol=0, examples=3, seed=7, key="ema", budget="int8", map=["x=pixels", "y=tokens"]
     )
 
 

@@ -97,6 +97,20 @@ def test_each_model_of_a_file_is_judged_for_itself(tmp_path: Path) -> None:
         read(toml(tmp_path, f'{text}key = "ema"\n' * 2))
 
 
+def test_inputs_and_outputs_of_a_program_have_the_meanings_of_its_entry(tmp_path: Path) -> None:
+    (tmp_path / "a.pt").write_bytes(b"")
+    text = '[[checkpoint]]\npath = "a.pt"\n'
+    keys = []
+    for told in ("", 'map = "x=pixels"', 'map = ["x=tokens", "y=pixels"]'):
+        with Ledger(tmp_path / "ledger") as ledger:
+            found = planned(read(toml(tmp_path, text + told)), ledger)
+        keys += [unit.key for unit in found.units]
+    assert found.jobs[0].options.names == {"x": "tokens", "y": "pixels"}
+    assert len(set(keys)) == 3
+    with pytest.raises(CatalogueError, match="expected NAME=MEANING"):
+        read(toml(tmp_path, text + 'map = "x=pixel"'))
+
+
 def test_a_checkpoint_says_its_architecture_by_name_or_by_a_file_beside_the_catalogue(
     tmp_path: Path,
 ) -> None:
