@@ -362,3 +362,16 @@ def test_faults_of_other_backends_are_not_localised() -> None:
     found = audit(["tiny-vit"], backends=["trace"], only=WAYS, localize=True)
     assert found.passed
     assert not found.sought
+
+
+@pytest.mark.thorough
+def test_a_budget_catches_faults_in_int8_and_passes_the_sound_program() -> None:
+    names = ("int8-zero-point-off", "int8-logit-scale-quantised", "int8-dynamic")
+    found = audit(["tiny-vit"], backends=["onnxruntime"], only=names).findings
+    assert {each.name: (each.caught, each.gate) for each in found} == {
+        "int8-zero-point-off": (True, "integrity"),
+        "int8-logit-scale-quantised": (True, "budget"),
+        "int8-dynamic": (False, None),
+    }
+    margins = {each.name: each.margin for each in found}
+    assert margins["int8-dynamic"] < 1 < margins["int8-logit-scale-quantised"]
