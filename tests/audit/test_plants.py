@@ -93,14 +93,20 @@ def outputs(model: DualEncoder, pixels: Tensor, tokens: Tensor) -> list[Tensor]:
         return [image, text, *model.logits(image, text)]
 
 
+def apart(found: Tensor, plain: Tensor) -> bool:
+    """Whether they differ by more than float64 rounds."""
+    return float((found - plain).abs().max() / plain.abs().max()) > 1e-9
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", ["clipa", "eva", "ChineseCLIPModel", "Aimv2Model", "AlignModel"])
 def test_each_fault_alters_the_outputs_of_a_library_model(name: str, tmp_path: Path) -> None:
     architecture = small(name)
-    model = family(architecture.library).build(architecture, draw(architecture))
+    weights = {key: tensor.double() for key, tensor in draw(architecture).items()}
+    model = family(architecture.library).build(architecture, weights)
     checkpoint: Any = None
     cpu, artefacts = torch.device("cpu"), Artefacts(None, tmp_path)
-    source = Source(checkpoint, model, cpu, "float32", {}, tmp_path, artefacts)
+    source = Source(checkpoint, model, cpu, "float64", {}, tmp_path, artefacts)
     side = model.image_resolution
     # Noise and an almost white image; prompts of every length.
     pixels = torch.randn(3, 3, side, side, generator=torch.Generator().manual_seed(0))
@@ -112,5 +118,5 @@ def test_each_fault_alters_the_outputs_of_a_library_model(name: str, tmp_path: P
     for fault in faults:
         with fault.plants["trace"](source) as planted:
             found = outputs(planted.model, pixels, tokens)
-        assert not all(map(torch.equal, found, plain)), fault.name
-    assert all(map(torch.equal, outputs(model, pixels, tokens), plain))
+        assert any(map(apart, found, plain)), fault.name
+    assert not any(map(apart, outputs(model, pixels, tokens), plain))

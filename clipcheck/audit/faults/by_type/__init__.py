@@ -61,11 +61,11 @@ def _variant(
 
 def _is_gelu(module: nn.Module) -> bool:
     # nn.GELU, and the classes of timm and transformers, which are not its subclasses.
-    return "GELU" in type(module).__name__
+    return "GELU" in type(module).__name__ and not _is_other_activation(module)
 
 
-def _is_silu(module: nn.Module) -> bool:
-    return "SiLU" in type(module).__name__
+def _is_other_activation(module: nn.Module) -> bool:
+    return "SiLU" in type(module).__name__ or "QuickGELU" in type(module).__name__
 
 
 def _is_norm(module: nn.Module) -> bool:
@@ -132,8 +132,8 @@ def _that_hide_padding(model: DualEncoder) -> list[nn.Module]:
         for each in found
         if getattr(each, "use_pad_mask", False) or getattr(each, "cls_emb", None) is not None
     ]
-    if own or not _takes_mask(model):
-        return own
+    if own or not _takes_mask(model) or _masked(model):
+        return own  # no token before the padding attends to it where the mask is causal
     # The first of these is the whole text model of transformers.
     called = running(model, visual=False)
     return [each for each in called if type(each).__module__.startswith("transformers.")][:1]
@@ -148,7 +148,7 @@ def _takes_mask(model: DualEncoder) -> bool:
 
 
 _GELUS = where(of_type(nn.Module), _is_gelu)
-_SILUS = where(of_type(nn.Module), _is_silu)
+_OTHER_ACTIVATIONS = where(of_type(nn.Module), _is_other_activation)
 _NORMS = where(of_type(nn.Module), _is_norm)
 _IMAGE_NORM = middle(where(of_type(nn.Module, visual=True), _is_norm))
 _NORM_OF_SMALL_EPSILON = middle(
@@ -186,10 +186,10 @@ TYPE_FAULTS: tuple[Variant, ...] = (
         altering.quick_gelu,
     ),
     _variant(
-        "gelu-for-silu",
+        "gelu-for-another-activation",
         "activation",
-        "a conversion that knows only the activation of CLIP",
-        _SILUS,
+        "open_clip PR 970: GELU instead of QuickGELU; or instead of SiLU",
+        _OTHER_ACTIVATIONS,
         altering.gelu,
     ),
     _variant(
