@@ -284,6 +284,7 @@ class Bench:
             Stopwatch(),
             lengths=lengths_for(described, seed),
             outputs=sizes_of(described).outputs,
+            texts=inputs.texts,
             effort=effort_for(inputs, parameters_of(described)),
             budget=budget,
             population=list(drawn),

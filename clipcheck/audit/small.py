@@ -172,7 +172,17 @@ CLASSES: dict[str, dict[str, Any]] = {
 
 _TYPES = {KINDS[each].name: each for each in CLASSES}
 
-SMALL = (*CONFIGS, *_TYPES)
+TOWERS: dict[str, dict[str, Any]] = {
+    "CLIPTextModelWithProjection": {
+        "model_type": "clip_text_model",
+        "eos_token_id": 2,
+        **HF_TEXT,
+    },
+    "CLIPVisionModelWithProjection": {"model_type": "clip_vision_model", **HF_VISION},
+}
+"""A small ``config.json`` of classes of a single tower."""
+
+SMALL = (*CONFIGS, *_TYPES, *TOWERS)
 """Names of the small models: families of open_clip, and classes of transformers."""
 
 
@@ -182,6 +192,9 @@ def small(name: str) -> LibraryArchitecture:
     if name in _TYPES:
         kind = _TYPES[name]
         config = {"model_type": kind, "projection_dim": 24, **CLASSES[kind]}
+        found, _ = read_transformers(config, Path(f"{name}.json"))
+    elif name in TOWERS:
+        config = {"architectures": [name], "projection_dim": 24, **TOWERS[name]}
         found, _ = read_transformers(config, Path(f"{name}.json"))
     else:
         config = CONFIGS[name]
