@@ -89,7 +89,7 @@ most sensitive.
 - ``module``: 1.43 and 161
 
 Models that a library computes were within these limits by trace, export and ONNX Runtime: clean
-variants of seven small families took at most 0.29 of one (docs/evidence/power.md), and what was
+variants of thirteen small models took at most 0.42 of one (docs/evidence/power.md), and what was
 judged of open_clip's list at most 0.22 of that for features or logits (docs/evidence/zoo.md).
 
 In half precision and bfloat16 sound archives of both small architectures with seeded weights

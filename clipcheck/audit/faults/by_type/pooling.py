@@ -47,10 +47,13 @@ def pool_text_elsewhere(module: nn.Module) -> None:
 def image_pools(model: DualEncoder) -> Sequence[nn.Module]:
     """Find modules of the image tower that pool tokens or channels; in models of transformers,
     where code between modules pools, the last block or torch's own pooling."""
-    pools: list[Any] = [
-        each.pool if type(each).__name__ == "SelectAdaptivePool2d" else each
-        for each in owners(model, visual=True)
-        if type(each).__name__ in (*_ATTENTION_POOLS, "SelectAdaptivePool2d")
+    found: list[Any] = owners(model, visual=True)
+    # Their owners have a rule as well, which they read only when they are built.
+    selected = [each.pool for each in found if type(each).__name__ == "SelectAdaptivePool2d"]
+    pools = selected or [
+        each
+        for each in found
+        if type(each).__name__ in _ATTENTION_POOLS
         or (_rule(each, _IMAGE, _OTHER_IMAGE) and getattr(each, "attn_pool", None) is None)
     ]
     return pools or _blocks_of_transformers(model, visual=True) or _MEANS(model)
