@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from clipcheck.audit.small import CONFIGS, SMALL, small
+from clipcheck.audit.small import SMALL, small
 from clipcheck.families import open_clip
 from clipcheck.families.base import DualEncoder
 from clipcheck.harness.checking import check
