@@ -34,7 +34,7 @@ def checked(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
 
 def test_the_same_limits_give_the_same_gates(checked: SimpleNamespace) -> None:
     (found,), (before,) = rejudge(checked.kept).judgements, checked.result.judgements
-    assert {gate.name for gate in before.gates} >= {"budget", "modules", "fidelity", "integrity"}
+    assert {gate.name for gate in before.gates} >= {"budget", "fidelity", "integrity"}
     assert found.gates == before.gates
     assert (found.ignored, found.limits) == (before.ignored, before.limits)
 
@@ -46,7 +46,7 @@ def test_another_budget_and_other_gates_are_judged(checked: SimpleNamespace) -> 
     assert gate.name == "budget"
     assert "best match agrees in 100 %, at least 96 % (limit 90 %)" in gate.message
     assert found.budget == "cosine=0.9,top1=0.9"
-    assert {"fidelity", "modules", "repeatability"} <= set(found.ignored)
+    assert {"fidelity", "repeatability"} <= set(found.ignored)
     with pytest.raises(UsageError, match="expected outputs for 889 random images"):
         rejudge(checked.kept, budget="top1=0.99")
 
