@@ -604,8 +604,8 @@ def test_a_folder_that_is_not_there_is_an_error(run: Run, tmp_path: Path) -> Non
     done = run("synthesize", "tiny-vit", "-o", output)
     assert done.code == 2
     assert done.err == (
-        f"clipcheck: {output}: cannot be written (No such file or directory). Give another output "
-        "path, or make room or permission for this one.\n"
+        f"clipcheck: {output}: cannot be written: the folder '{output.parent}' does not exist. "
+        "Create the folder, or give another output path.\n"
     )
 
 

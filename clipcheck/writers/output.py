@@ -205,6 +205,13 @@ def _umask() -> int:
 
 
 def _failed(path: Path, error: OSError) -> OutputError:
+    parent = path.absolute().parent
+    if not parent.exists():
+        return OutputError(
+            f"cannot be written: the folder '{parent}' does not exist",
+            remedy="Create the folder, or give another output path.",
+            path=path,
+        )
     return OutputError(
         f"cannot be written ({error.strerror or error})",
         remedy="Give another output path, or make room or permission for this one.",

@@ -64,7 +64,7 @@ def test_a_system_error_in_the_block_is_an_output_error(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_missing_is_an_output_error(tmp_path: Path) -> None:
     with (
-        pytest.raises(OutputError, match="No such file or directory"),
+        pytest.raises(OutputError, match=r"folder .*none' does not exist. Create the folder"),
         replacing(tmp_path / "none" / "m.pt"),
     ):
         pytest.fail("the block must not be entered")
