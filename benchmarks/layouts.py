@@ -97,6 +97,13 @@ class Pictures(Images):
         return super().forward((image.float() / 255 - mean) / std)
 
 
+class Colours(Pictures):
+    """The image tower for colours from 0 to 1, which it normalises itself."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        return super().forward(image * 255)
+
+
 def _unit(features: Tensor, wanted: bool) -> Tensor:
     return features / features.norm(dim=-1, keepdim=True) if wanted else features
 
@@ -208,6 +215,12 @@ def pictures(model: Model, folder: Path) -> str:
     return str(path)
 
 
+def colours(model: Model, folder: Path) -> str:
+    path = folder / "model.onnx"
+    onnx_file(Colours(model), path, ["image"], ["image_features"])
+    return str(path)
+
+
 def fixed_pt2(model: Model, folder: Path) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "model.pt2"
@@ -302,6 +315,7 @@ class Layout:
         write: writes the model into a folder, and returns the argument of `clipcheck check`.
         shown: this argument, as the table shows it, with its options.
         budget: of the check; None for none.
+        names: its option ``--map``; None for none.
         steps: of the changed weight: half of the number of its values.
     """
 
@@ -309,6 +323,7 @@ class Layout:
     write: Write
     shown: str
     budget: str | None = None
+    names: str | None = None
     steps: int = 127
 
 
@@ -320,6 +335,12 @@ LAYOUTS = (
     Layout("sentence-transformers: embeddings alone", sentence_transformers, "model.onnx"),
     Layout("fastembed: text tower alone, with a mask", fastembed, "model.onnx"),
     Layout("image tower of uint8 pictures, normalised inside", pictures, "model.onnx"),
+    Layout(
+        "image tower of colours from 0 to 1, normalised inside",
+        colours,
+        "model.onnx --map image=colours",
+        names="image=colours",
+    ),
     Layout("torch.export of 2 images and 3 texts only", fixed_pt2, "model.pt2"),
     Layout("float16 inside, float32 in and out", half_inside, "model.onnx"),
     Layout("float16 throughout", half_throughout, "model.onnx"),
@@ -351,7 +372,7 @@ def broken(model: Model, steps: int = 127) -> Model:
 def judge(layout: Layout, model: Model, folder: Path, reference: Path) -> Judgement:
     """Write a model in a layout and check it."""
     name = layout.write(model, folder)
-    how = {"device": "cpu", "isolation": "none", "budget": layout.budget}
+    how = {"device": "cpu", "isolation": "none", "budget": layout.budget, "map": layout.names}
     (found,) = check(name, reference=reference, **how).judgements
     return found
 

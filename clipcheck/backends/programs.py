@@ -102,7 +102,7 @@ class ProgramBackend(Backend):
         self._batches = () if made_here else self._declared()
         self.kinds = frozenset(each.kind for each in self._inputs)
         (pixels,) = [each for each in self._inputs if each.kind == "pixels"] or (None,)
-        if pixels is not None and pixels.dtype not in ("float32", dtype):
+        if pixels is not None and pixels.rounds and (pixels.colours or pixels.dtype != dtype):
             self.seen = pixels.seen
 
     def _declared(self) -> tuple[Rows, ...]:

@@ -23,6 +23,13 @@ from clipcheck.inputs.batches import length_of
 INPUTS = {"pixels": "pixels", "tokens": "ids", "mask": "attention mask", "positions": "positions"}
 """The kinds of inputs, each with its name in messages."""
 
+COLOURS = "colours"
+"""Meaning of pixels that are the image's colours, which the program normalises: from 0 to 1, or
+whole numbers to 255 in uint8. Floating-point pixels have this meaning only if the user says so."""
+
+MEANINGS = (*INPUTS, COLOURS, *OUTPUTS)
+"""All meanings that an input or output may be given by the user."""
+
 ASKED = "--map"
 """The option for the meaning of an input or output."""
 
@@ -88,10 +95,11 @@ class Input:
 
     Attributes:
         name: in the program.
-        dtype: numpy's name. Pixels in uint8 are the image's colours, which the program normalises.
+        dtype: numpy's name.
         sizes: of the model, with its rules for pixels and ids.
         batch: number of rows that it takes; None for any.
         channels_last: whether pixels are [N, R, R, 3].
+        colours: whether pixels are `COLOURS`.
     """
 
     name: str
@@ -100,12 +108,18 @@ class Input:
     sizes: Sizes
     batch: int | None = None
     channels_last: bool = False
+    colours: bool = False
+
+    @property
+    def rounds(self) -> bool:
+        """Whether pixels in float32 are changed to be its value."""
+        return self.kind == "pixels" and (self.colours or self.dtype != "float32")
 
     def value(self, pixels: Pixels, tokens: Tokens) -> NDArray[Any]:
         """Return the value of this input for these pixels [N, 3, R, R] and ids [M, L]."""
         found: NDArray[Any] = tokens
         if self.kind == "pixels":
-            found = self._colours(pixels) if self.dtype == "uint8" else pixels
+            found = self._colours(pixels) if self.colours else pixels
             found = found.transpose(0, 2, 3, 1) if self.channels_last else found
         elif self.kind == "mask":
             ends = [length_of(self.sizes.texts, row) for row in tokens]
@@ -115,16 +129,19 @@ class Input:
         return np.ascontiguousarray(found, dtype=self.dtype)
 
     def seen(self, pixels: Pixels) -> Pixels:
-        """Return pixels as they are once they are rounded to the dtype of this input."""
-        if self.dtype != "uint8":
+        """Return pixels as they are once they are changed to be the value of this input."""
+        if not self.colours:
             return pixels.astype(self.dtype).astype(np.float32)
         mean, std = self._rules()
-        return np.asarray((self._colours(pixels) / np.float32(255) - mean) / std, dtype=np.float32)
+        most = 255 if self.dtype == "uint8" else 1
+        colours = self._colours(pixels).astype(self.dtype).astype(np.float32) / np.float32(most)
+        return np.asarray((colours - mean) / std, dtype=np.float32)
 
     def _colours(self, pixels: Pixels) -> NDArray[Any]:
-        """Return the colours, whole numbers from 0 to 255."""
+        """Return the colours: whole numbers from 0 to 255 for uint8, else numbers from 0 to 1."""
         mean, std = self._rules()
-        return np.rint(np.clip((pixels * std + mean) * 255, 0, 255))
+        colours = np.clip(pixels * std + mean, 0, 1)
+        return np.rint(colours * 255) if self.dtype == "uint8" else colours
 
     def _rules(self) -> tuple[Array, Array]:
         rules = self.sizes.images
@@ -132,7 +149,7 @@ class Input:
         return mean.reshape(3, 1, 1), std.reshape(3, 1, 1)
 
     def __str__(self) -> str:
-        inside = ", normalised inside" if self.dtype == "uint8" else ""
+        inside = ", normalised inside" if self.colours else ""
         return f"{self.name} -> {INPUTS[self.kind]} ({self.dtype}{inside})"
 
 
@@ -152,7 +169,7 @@ def inputs(
         CheckpointError: the program has no input for pixels or ids.
         ArchitectureError: an input's shape does not fit the architecture.
     """
-    told = {name: kind for name, kind in (names or {}).items() if kind in INPUTS}
+    told = {name: kind for name, kind in (names or {}).items() if kind in (*INPUTS, COLOURS)}
     _require_there(told, [each.name for each in declared], "input", path)
     found = tuple(_input(each, told.get(each.name), sizes, path) for each in declared)
     kinds = [each.kind for each in found]
@@ -194,7 +211,8 @@ def _people(meaning: str) -> str:
 
 def _input(declared: Declared, told: str | None, sizes: Sizes, path: Path) -> Input:
     named = _NAMES.get(declared.name.lower())
-    kind = told or (named if named in INPUTS else None)
+    colours = told == COLOURS
+    kind = "pixels" if colours else told or (named if named in INPUTS else None)
     shape = declared.shape
     if kind is None and shape is not None:
         # Pixels may be whole numbers too.
@@ -203,7 +221,8 @@ def _input(declared: Declared, told: str | None, sizes: Sizes, path: Path) -> In
     if kind is None:
         raise UsageError(
             f"its input {declared.name!r} is not a known input of a CLIP model",
-            remedy=f"Give its meaning, one of {', '.join(INPUTS)}: {ASKED} {declared.name}=pixels.",
+            remedy=f"Give its meaning, one of {', '.join((*INPUTS, COLOURS))}: "
+            f"{ASKED} {declared.name}=pixels.",
             path=path,
         )
     last = kind == "pixels" and shape is not None and shape[1:2] != (3,) and shape[3:] == (3,)
@@ -212,7 +231,8 @@ def _input(declared: Declared, told: str | None, sizes: Sizes, path: Path) -> In
     # Positions are often given once for all rows.
     batch = None if kind == "positions" and batch == 1 else batch
     dtype = declared.dtype or ("float32" if kind == "pixels" else "int64")
-    return Input(declared.name, kind, dtype, sizes, batch, last)
+    colours = colours or (kind == "pixels" and dtype == "uint8")
+    return Input(declared.name, kind, dtype, sizes, batch, last, colours)
 
 
 def _require_shape(

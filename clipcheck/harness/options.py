@@ -173,15 +173,13 @@ class CheckOptions:
         """
         if self.map is None:
             return {}
-        from clipcheck.backends.signature import ASKED, INPUTS
-        from clipcheck.gates.result import OUTPUTS
+        from clipcheck.backends.signature import ASKED, MEANINGS
 
         found: dict[str, str] = {}
-        meanings = (*INPUTS, *OUTPUTS)
         for written in _several(self.map):
             name, _, meaning = written.rpartition("=")
-            if not name or meaning not in meanings:
-                known = f"{nearest(meaning, meanings)}; all of them: {', '.join(meanings)}."
+            if not name or meaning not in MEANINGS:
+                known = f"{nearest(meaning, MEANINGS)}; all of them: {', '.join(MEANINGS)}."
                 raise UsageError(
                     f"{ASKED}: expected NAME=MEANING, as image_embeds=image_features, found "
                     f"{written!r}",

@@ -42,11 +42,24 @@ def test_inputs_get_the_dtype_that_they_declare() -> None:
 def test_integer_pixels_are_those_of_the_picture() -> None:
     picture = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     pixels = transform(16, CLIP_IMAGES)(Image.fromarray(picture)).numpy()[np.newaxis]
-    taking = known("pixels", "uint8", channels_last=True)
+    taking = known("pixels", "uint8", channels_last=True, colours=True)
     assert (taking.value(pixels, pixels)[0] == picture).all()
     np.testing.assert_allclose(taking.seen(pixels), pixels, rtol=0, atol=1e-6)
     # What no picture has is what a picture has that is nearest.
     assert taking.seen(pixels + 100).max() < 3
+
+
+def test_pixels_that_the_user_calls_colours_are_the_pictures_from_0_to_1() -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    pixels = transform(16, CLIP_IMAGES)(Image.fromarray(picture)).numpy()[np.newaxis]
+    (taking,) = inputs([PIXELS], SIZES, FILE, {"image": "colours"})
+    assert str(taking) == "image -> pixels (float32, normalised inside)"
+    assert taking.rounds
+    assert not inputs([PIXELS], SIZES, FILE)[0].rounds
+    colours = taking.value(pixels, pixels)[0].transpose(1, 2, 0)
+    np.testing.assert_allclose(colours, picture / 255, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(taking.seen(pixels), pixels, rtol=0, atol=1e-6)
+    assert taking.value(pixels + 100, pixels).max() == 1
 
 
 def test_inputs_stay_in_the_programs_order() -> None:

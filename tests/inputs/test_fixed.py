@@ -41,7 +41,7 @@ def test_another_seed_draws_others_of_the_same_number() -> None:
 
 
 def test_a_program_of_colours_gets_the_same_images() -> None:
-    given = Input("pixels", "pixels", "uint8", sizes_of(MINUTE))
+    given = Input("pixels", "pixels", "uint8", sizes_of(MINUTE), colours=True)
     for batch in edge_cases(32, CLIP_IMAGES, 0, BLANK):
         assert np.array_equal(given.seen(batch.pixels), batch.pixels)
 
