@@ -239,7 +239,7 @@ def test_the_attack_used_here_works_when_it_is_run(
 # ------------------------------------------------------------------ one message
 
 
-def test_opening_and_verifying_raises_one_error_that_tells_all(bad: Bad, path: Path) -> None:
+def test_opening_and_verifying_raises_one_complete_error(bad: Bad, path: Path) -> None:
     with pytest.raises(ClipcheckError) as caught:
         open_checkpoint(path).verify()
     assert type(caught.value) is bad.error
@@ -308,7 +308,7 @@ def test_a_file_with_weights_that_are_not_finite_is_not_converted(run: Run, tmp_
 # ------------------------------------------------------------------ what is no file
 
 
-def test_a_directory_is_told_from_a_file(run: Run, tmp_path: Path) -> None:
+def test_the_error_for_a_directory_says_so(run: Run, tmp_path: Path) -> None:
     with pytest.raises(UnknownFormatError, match=r"found a directory without either\. Give"):
         open_checkpoint(tmp_path)
     done = run("inspect", tmp_path)
@@ -330,7 +330,7 @@ for line in sys.stdin.read().splitlines():
 """Runs commands where importing torch is an error."""
 
 
-def test_a_path_that_does_not_exist_is_told_before_torch_is_imported(tmp_path: Path) -> None:
+def test_a_missing_path_is_reported_before_torch_is_imported(tmp_path: Path) -> None:
     (tmp_path / "there.pt").write_bytes(archive())
     commands = [
         "check gone.pt",
@@ -388,7 +388,7 @@ def shared_folder() -> Iterator[Path]:
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="this system has no such permissions")
 @pytest.mark.parametrize("closed", ["file", "folder"])
-def test_a_file_that_may_not_be_read_is_told_from_one_that_is_not_there(
+def test_an_unreadable_file_is_not_reported_as_missing(
     run: Run, shared_folder: Path, closed: str
 ) -> None:
     folder = shared_folder / "folder"
@@ -676,7 +676,7 @@ def test_room_is_asked_for_before_anything_is_written(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_system_that_cannot_tell_its_room_is_written_to(
+def test_a_file_system_of_unknown_free_space_is_written_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unsupported(*_: object) -> None:

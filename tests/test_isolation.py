@@ -147,7 +147,7 @@ def test_a_file_without_code_needs_no_sandbox(tmp_path: Path) -> None:
 
 
 @pytest.mark.thorough
-def test_where_it_ran_is_told(run: Run, minute_archive: Path) -> None:
+def test_the_report_says_where_it_ran(run: Run, minute_archive: Path) -> None:
     apart = run("check", minute_archive, "--examples", 14).out
     assert "sandboxed: no network" in " ".join(apart.split())
     here = run("check", minute_archive, "--examples", 14, "--isolation", "none").out
@@ -173,14 +173,14 @@ def test_another_isolation_is_refused(minute_archive: Path, run: Run) -> None:
 
 
 @parametrize("written", ["0", "-1", "nan", "inf", "soon"], quick=2)
-def test_a_time_limit_that_is_none_is_refused(
+def test_an_invalid_time_limit_is_refused(
     written: str, minute_archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CLIPCHECK_TIME_LIMIT", written)
     assert "expected a number of seconds above 0" in judged(minute_archive).error
 
 
-def test_a_memory_limit_that_is_none_is_refused_and_one_that_is_holds(
+def test_an_invalid_memory_limit_is_refused_and_a_valid_one_holds(
     minute_archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CLIPCHECK_MEMORY_LIMIT", "much")

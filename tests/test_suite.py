@@ -267,7 +267,7 @@ def test_on_github_the_summary_is_written_once_and_failures_are_annotated(
 
 
 @pytest.mark.thorough
-def test_a_summary_that_cannot_be_written_is_told_on_stderr(
+def test_a_summary_that_cannot_be_written_is_reported_on_stderr(
     here: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GITHUB_ACTIONS", "true")

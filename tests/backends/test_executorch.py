@@ -21,7 +21,7 @@ def test_a_program_is_known_by_its_first_bytes(tmp_path: Path) -> None:
 
 @pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore")  # of what executorch imports
-def test_a_file_of_others_runs_in_the_sandbox(minute_archive: Path, tmp_path: Path) -> None:
+def test_a_file_that_others_made_runs_in_the_sandbox(minute_archive: Path, tmp_path: Path) -> None:
     if find("executorch").available() is not None:
         pytest.skip("executorch is not installed")
     import torch

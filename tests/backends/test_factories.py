@@ -49,7 +49,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     find.cache_clear()
 
 
-def test_a_factory_of_the_present_folder_is_judged(
+def test_a_factory_in_the_current_folder_is_judged(
     folder: Path, minute_archive: Path, run: Run
 ) -> None:
     done = run("check", minute_archive, "--backend", "user_engine:engine", "--examples", 4)
@@ -66,7 +66,7 @@ def test_a_factory_of_the_present_folder_is_judged(
     assert "making the model failed (no such engine)" in " ".join(done.out.split())
 
 
-def test_a_class_is_used_as_it_is(folder: Path) -> None:
+def test_a_backend_class_is_used_as_it_is(folder: Path) -> None:
     assert find("user_engine:Mine").__name__ == "Mine"
 
 

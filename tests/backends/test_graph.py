@@ -27,7 +27,7 @@ def node(scope: str, inputs: Sequence[str], output: str, op: str = "Op") -> Node
     return Node(op, tuple(inputs), (output,), scope)
 
 
-def test_what_enters_and_leaves_a_module_is_found_below_any_wrapper() -> None:
+def test_the_inputs_and_outputs_of_a_module_are_found_below_any_wrapper() -> None:
     found = find_calls(
         of(
             node("m.visual.conv1", ["pixels", "m.visual.conv1.weight"], "x"),
@@ -46,7 +46,7 @@ def test_what_enters_and_leaves_a_module_is_found_below_any_wrapper() -> None:
     assert found.hidden == {"visual.bn1": NAMELESS, "ln_final": NAMELESS}
 
 
-def test_only_the_shape_of_a_tensor_is_no_value() -> None:
+def test_an_operation_that_only_reads_a_shape_is_not_an_output() -> None:
     found = find_calls(
         of(
             node("m.visual.conv1", ["pixels", "m.visual.conv1.weight"], "x"),
@@ -60,13 +60,13 @@ def test_only_the_shape_of_a_tensor_is_no_value() -> None:
     assert Call("visual.block.ln", ("x",), ("y",), 2) in found.calls
 
 
-def test_a_normalisation_in_the_convolution_before_it_is_one_call_with_it() -> None:
+def test_a_convolution_with_a_folded_normalisation_is_one_call() -> None:
     folded = node("m.visual.bn1", ["pixels", "m.visual.conv1.weight"], "y")
     found = find_calls(of(folded), MODULES, ["pixels"])
     assert found.calls == [Call("visual.conv1", ("pixels",), ("y",), 0, "visual.bn1")]
 
 
-def test_modules_that_are_merged_in_other_ways_are_left_out() -> None:
+def test_modules_that_are_fused_in_other_ways_are_left_out() -> None:
     found = find_calls(
         of(
             node("m.visual.conv1", ["pixels", "m.visual.conv1.weight"], "x"),
@@ -79,13 +79,13 @@ def test_modules_that_are_merged_in_other_ways_are_left_out() -> None:
     assert found.hidden["visual.conv1"] == found.hidden["visual.bn1"] == MERGED
 
 
-def test_a_module_none_of_whose_weights_is_known_is_left_out() -> None:
+def test_a_module_without_known_weights_is_left_out() -> None:
     # A BatchNorm may be folded into them, and then the output is another module's.
     unnamed = node("m.visual.conv1", ["pixels", "onnx::Conv_12"], "y")
     assert find_calls(of(unnamed), MODULES, ["pixels"]).hidden["visual.conv1"] == NAMELESS
 
 
-def test_a_tower_that_was_exported_alone_is_told_by_its_input() -> None:
+def test_a_tower_that_was_exported_alone_is_recognised_by_its_input() -> None:
     modules = Modules(
         ["visual.ln", "ln"],
         {"visual.ln.weight", "ln.weight"},

@@ -98,9 +98,7 @@ def test_every_module_of_a_sound_program_is_judged(
         assert not departures(program, made)
 
 
-def test_an_epsilon_that_no_ordinary_input_shows_is_named_on_extreme_ones(
-    vit: Source, tmp_path: Path
-) -> None:
+def test_an_epsilon_that_only_extreme_inputs_show_is_named(vit: Source, tmp_path: Path) -> None:
     edit = epsilon("visual.transformer.resblocks.0.ln_2", 9e-6)
     with edited(vit, tmp_path / "altered.onnx", edit) as program:
         assert not departures(program, vit)

@@ -43,19 +43,19 @@ def test_weights_cast_to_the_dtype_equal_those_of_the_file(dtype: str, all_of_it
 
 DIFFERENT: dict[str, tuple[str, Callable[[Weights], Any], str]] = {
     "a value": (SCALE, lambda w: w[SCALE].add_(1e-6), "the model has other bits than the file"),
-    "the sign of nothing": (
+    "the sign of a zero": (
         CONV,
         lambda w: w[CONV].view(-1)[0].neg_(),
         "the model has other bits than the file",
     ),
-    "no weight": (SCALE, lambda w: w.pop(SCALE), "the model does not have it"),
+    "a missing weight": (SCALE, lambda w: w.pop(SCALE), "the model does not have it"),
     "a shape": (
         CONV,
         lambda w: w.update({CONV: w[CONV][:1]}),
         "the model has the shape [1, 3, 8, 8], the file [64, 3, 8, 8]",
     ),
     "a dtype": (SCALE, lambda w: w.update({SCALE: w[SCALE].half()}), "the model has it in float16"),
-    "one more": ("visual.proj", lambda w: None, "the file does not have it"),
+    "a weight that the file lacks": ("visual.proj", lambda w: None, "the file does not have it"),
 }
 
 
@@ -63,12 +63,12 @@ DIFFERENT: dict[str, tuple[str, Callable[[Weights], Any], str]] = {
 def test_a_weight_that_differs_is_named_with_the_difference(case: str) -> None:
     key, change, reason = DIFFERENT[case]
     file = minute_weights()
-    if case == "one more":
+    if case == "a weight that the file lacks":
         del file[key]
-    if case == "the sign of nothing":
+    if case == "the sign of a zero":
         file[CONV].view(-1)[0] = 0.0
     weights = held()
-    if case == "the sign of nothing":
+    if case == "the sign of a zero":
         weights[CONV].view(-1)[0] = 0.0
     change(weights)
     assert dict(evidence_of(checkpoint(file), weights, "float32").differing) == {key: reason}

@@ -313,7 +313,7 @@ def test_it_is_not_available_without_its_libraries(
     assert missing.remedy == 'Run: pip install "clipcheck[onnx]".'
 
 
-def test_it_tells_its_version() -> None:
+def test_it_reports_its_version() -> None:
     assert ONNXRuntime.version() == f"onnxruntime {onnxruntime.__version__}"
 
 

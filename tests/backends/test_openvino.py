@@ -78,7 +78,7 @@ def node(kind: str, precision: str) -> Any:
         ("bf16", ["bf16"], "default", []),
     ],
 )
-def test_another_precision_than_the_asked_one_is_a_doubt(
+def test_another_precision_than_requested_is_a_doubt(
     hint: str, products: list[str], wanted: str, doubts: list[str]
 ) -> None:
     graph = SimpleNamespace(get_ops=lambda: [node("MatMul", each) for each in products])
@@ -100,7 +100,7 @@ def test_a_program_without_its_weights_is_refused(program: Path, tmp_path: Path)
 
 
 @pytest.mark.thorough
-def test_a_file_of_others_runs_in_the_sandbox(program: Path) -> None:
+def test_a_file_that_others_made_runs_in_the_sandbox(program: Path) -> None:
     result = clipcheck.check(program, examples=4, device="cpu")
     assert result, render(result)
     assert result.judgements[0].isolation

@@ -140,7 +140,7 @@ EVIL = {
         lambda data: with_json(data, "data/weights/model_weights_config.json", pickled_weight),
         "data/weights/model_weights_config.json names pickles",
     ),
-    "weights of old": (
+    "weights in an old format": (
         lambda data: with_records(data, {"data/weights/model.pt": b""}),
         "data/weights/model.pt is a pickle",
     ),
@@ -200,7 +200,7 @@ def test_the_dtype_of_a_program_is_recognised(dtype: str, tmp_path: Path) -> Non
     assert computing_dtype(path) == dtype
 
 
-def test_a_program_that_multiplies_nothing_tells_no_dtype(tmp_path: Path) -> None:
+def test_a_program_that_multiplies_nothing_has_no_known_dtype(tmp_path: Path) -> None:
     path = tmp_path / "program.pt2"
     torch.export.save(torch.export.export(torch.nn.ReLU(), (torch.zeros(2),), strict=False), path)
     assert computing_dtype(path) is None
@@ -324,7 +324,7 @@ def test_onnx_is_recognised_by_its_fields(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cut", [1, 5, 20])
-def test_a_cut_off_onnx_program_is_told_as_that(cut: int, tmp_path: Path) -> None:
+def test_a_cut_off_onnx_program_is_reported_as_cut_off(cut: int, tmp_path: Path) -> None:
     path = tmp_path / "program"
     path.write_bytes(onnx_bytes()[:-cut])
     with pytest.raises(DamagedError, match="begins like an ONNX program, but ends early"):
@@ -332,7 +332,7 @@ def test_a_cut_off_onnx_program_is_told_as_that(cut: int, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("alter", [lambda whole: whole[:2], lambda whole: whole[2:-2]])
-def test_what_does_not_begin_as_onnx_is_none(
+def test_a_file_that_does_not_begin_as_onnx_is_no_program(
     alter: Callable[[bytes], bytes], tmp_path: Path
 ) -> None:
     path = tmp_path / "program"

@@ -329,7 +329,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], type[CheckpointError], str]] = 
         UnknownFormatError,
         r"model\.safetensors: .* found a Git LFS pointer",
     ),
-    "cut weights": (
+    "weights cut off": (
         lambda folder: os.truncate(folder / "model.safetensors", 5000),
         CheckpointError,
         r"model\.safetensors: ",
@@ -357,11 +357,11 @@ WRONG: dict[str, tuple[Callable[[Path], object], type[CheckpointError], str]] = 
         "vocabulary size 101 in place of 100",
     ),
     "no JSON": (text(b"{"), DamagedError, r"config\.json: it is not JSON \("),
-    "no text": (text(b"\xff\xfe\x00"), DamagedError, r"config\.json: it is not JSON \("),
+    "not UTF-8": (text(b"\xff\xfe\x00"), DamagedError, r"config\.json: it is not JSON \("),
     "an empty file": (text(b""), DamagedError, r"config\.json: it is not JSON \("),
     "deep JSON": (deep, DamagedError, r"config\.json: it is not JSON \("),
     "a long number": (text(b'{"a": ' + b"9" * 5000 + b"}"), DamagedError, "it is not JSON"),
-    "too long": (
+    "a file that is too long": (
         text(b'{"a": "' + b"b" * (33 << 20) + b'"}'),
         DamagedError,
         "expected a JSON object, it is too long",
@@ -383,9 +383,9 @@ WRONG: dict[str, tuple[Callable[[Path], object], type[CheckpointError], str]] = 
         ArchitectureError,
         "expected an object under 'text_config', found nothing",
     ),
-    "no map": (index_of(None), DamagedError, f"{INDEX}: it has no 'weight_map'"),
-    "a list as map": (index_of(["a"]), DamagedError, "it has no 'weight_map'"),
-    "numbers in the map": (
+    "no weight map": (index_of(None), DamagedError, f"{INDEX}: it has no 'weight_map'"),
+    "a list as weight map": (index_of(["a"]), DamagedError, "it has no 'weight_map'"),
+    "numbers in the weight map": (
         index_of({"a": 1}),
         DamagedError,
         "expected under 'a' the name of a file beside it, found 1",
@@ -396,23 +396,23 @@ WRONG: dict[str, tuple[Callable[[Path], object], type[CheckpointError], str]] = 
         r"the name of a file beside it, found '\.\./other/model\.safetensors'",
     ),
     "an absolute name": (index_of({"a": "/etc/passwd"}), DamagedError, "found '/etc/passwd'"),
-    "its own folder": (index_of({"a": "."}), DamagedError, r"found '\.'"),
-    "the one above": (index_of({"a": ".."}), DamagedError, r"found '\.\.'"),
+    "the folder itself": (index_of({"a": "."}), DamagedError, r"found '\.'"),
+    "the parent folder": (index_of({"a": ".."}), DamagedError, r"found '\.\.'"),
     "a long name": (index_of({"a": "a" * 300}), CheckpointError, r"cannot be read \(File name too"),
-    "half a character": (index_of({"a": "\ud800"}), DamagedError, r"file '\\ud800', which"),
-    "no name": (index_of({"a": ""}), DamagedError, "found ''"),
+    "a lone surrogate": (index_of({"a": "\ud800"}), DamagedError, r"file '\\ud800', which"),
+    "an empty name": (index_of({"a": ""}), DamagedError, "found ''"),
     "a name with a null": (index_of({"a": "a\0b"}), DamagedError, "the name of a file beside it"),
-    "a file that is missing": (
+    "a missing file": (
         index_of({"a": "other.safetensors"}),
         DamagedError,
         f"hf: the file 'other.safetensors', which {INDEX} names, is missing",
     ),
-    "more in the index": (
+    "a tensor only in the index": (
         more_in_index,
         DamagedError,
         r"part\.safetensors has not the tensor 'x'\. Copy",
     ),
-    "less in the index": (
+    "a tensor missing from the index": (
         less_in_index,
         DamagedError,
         r"part\.safetensors has, against the index, the tensor 'logit_scale'\. Copy",

@@ -166,10 +166,10 @@ SHAPES: dict[str, Shape] = {
     "a teacher of another kind": (
         lambda: {**prefixed("student."), **RESNET}, Origin("", "student.", tuple(RESNET))
     ),
-    "numpy numbers and more": (
+    "numpy numbers and other objects": (
         lambda: {"state_dict": minute_weights(), **BESIDE}, Origin("state_dict")
     ),
-    "in each other": (
+    "nested": (
         lambda: {"checkpoint": {"state_dict": {"model": minute_weights()}}},
         Origin("checkpoint.state_dict.model"),
     ),

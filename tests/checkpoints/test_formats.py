@@ -70,7 +70,7 @@ FILES: dict[str, tuple[Format, Callable[[], bytes]]] = {
 
 @pytest.mark.parametrize("name", ["x.pt", "x.pth", "x.safetensors", "x.zip", "x.jpg", "x", "RN50x"])
 @pytest.mark.parametrize("file", FILES)
-def test_the_content_tells_the_format_whatever_the_name(
+def test_the_content_decides_the_format_whatever_the_name(
     tmp_path: Path, file: str, name: str
 ) -> None:
     form, data = FILES[file]
@@ -449,14 +449,14 @@ def test_another_file_is_described(tmp_path: Path, case: str) -> None:
     assert again.get(case, "Give the path of a checkpoint.") in caught.value.remedy
 
 
-def test_a_cut_off_header_is_told_as_that(tmp_path: Path) -> None:
+def test_a_cut_off_header_is_reported_as_cut_off(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes((1000).to_bytes(8, "little") + b'{"a":')
     with pytest.raises(DamagedError, match="its header has 1,000 bytes, and the file 13: it was"):
         open_checkpoint(path)
 
 
-def test_weights_are_asked_for_where_a_program_is_given(tmp_path: Path) -> None:
+def test_the_error_for_a_program_asks_for_its_weights(tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     path.write_bytes(b"\x08\x08\x3a\x00\x42\x00")  # its version, graph and opsets
     with pytest.raises(UnknownFormatError, match=r"found a program \(onnx\)") as caught:

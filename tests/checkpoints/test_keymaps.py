@@ -208,14 +208,14 @@ HF, CUSTOM = Layout.TRANSFORMERS, Layout.CUSTOM_TEXT
 WRONG: dict[str, tuple[Layout, Change, str]] = {
     "no query": (HF, drop(Q), f"missing: {Q}"),
     "no queries and biases": (HF, drop(Q, K_BIAS), f"missing: {K_BIAS}, {Q}"),
-    "one more": (HF, put("text_model.x", torch.ones(1)), "unexpected: text_model.x"),
-    "one of ours": (HF, put("visual.proj", torch.ones(1)), "unexpected: visual.proj"),
-    "more in a block": (
+    "an unknown key": (HF, put("text_model.x", torch.ones(1)), "unexpected: text_model.x"),
+    "a key of another layout": (HF, put("visual.proj", torch.ones(1)), "unexpected: visual.proj"),
+    "an unknown key in a block": (
         HF,
         put("text_model.encoder.layers.0.x", torch.ones(1)),
         "unexpected: text_model.encoder.layers.0.x",
     ),
-    "another number": (
+    "another block number": (
         HF,
         lambda weights: put(Q.replace(".0.", ".00."), weights[Q])(weights),
         "missing: text_model.encoder.layers.00.self_attn.k_proj.weight",

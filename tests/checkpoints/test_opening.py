@@ -154,7 +154,7 @@ def test_programs_of_different_models_have_different_cache_keys(several: Path) -
 
 @pytest.mark.parametrize("data", [b"GIF89a", b""])
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2", ".pt", ".safetensors", ""])
-def test_a_foreign_file_is_told_all_that_can_be_judged(
+def test_the_error_for_a_foreign_file_lists_all_that_can_be_judged(
     data: bytes, suffix: str, archive: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / f"foreign{suffix}"

@@ -171,7 +171,10 @@ DAMAGE: dict[str, tuple[Callable[[bytearray], object], str]] = {
         "a storage has another length than its tensor says",
     ),
     "cut off": (lambda data: data.__delitem__(slice(-1, None)), "it was cut off"),
-    "cut before": (lambda data: data.__delitem__(slice(-20, None)), "a storage has another length"),
+    "cut off earlier": (
+        lambda data: data.__delitem__(slice(-20, None)),
+        "a storage has another length",
+    ),
 }
 
 

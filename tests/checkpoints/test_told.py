@@ -171,7 +171,7 @@ def test_a_name_of_open_clips_list_sets_its_configuration_and_lists_other_tags()
     assert named("open_clip:ViT-B-32-quickgelu").note == ""
 
 
-def test_a_tag_tells_the_activation_that_its_weights_were_trained_with() -> None:
+def test_a_tag_shows_the_activation_that_its_weights_were_trained_with() -> None:
     released = ARCHITECTURES["ViT-B/32"]
     found = named("open_clip:ViT-B-32/metaclip_400m")
     assert (found.architecture, found.source) == (
@@ -182,7 +182,7 @@ def test_a_tag_tells_the_activation_that_its_weights_were_trained_with() -> None
     assert named("open_clip:ViT-B-32/laion2b_s34b_b79k").architecture == gelu
 
 
-def test_a_configuration_file_tells_its_architecture(tmp_path: Path) -> None:
+def test_a_configuration_file_gives_its_architecture(tmp_path: Path) -> None:
     path = tmp_path / "any.json"
     for config in (
         {"model_cfg": open_clip_config(GELU), "preprocess_cfg": {}},
@@ -320,7 +320,7 @@ def test_a_known_architecture_of_one_file_holds_for_both(weights: Path, tmp_path
         assert sources == {"its own metadata", f"its own metadata, of {other}"}
 
 
-def test_two_files_of_weights_alone_tell_nothing(weights: Path) -> None:
+def test_two_files_of_weights_alone_do_not_show_the_activation(weights: Path) -> None:
     with pytest.raises(ArchitectureError, match="epsilon are not known"):
         open_pair(weights, weights)
 
@@ -346,7 +346,7 @@ def put(folder: Path, name: str, architecture: Architecture) -> None:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_configuration_beside_weights_tells(weights: Path, name: str) -> None:
+def test_a_configuration_beside_weights_shows_the_activation(weights: Path, name: str) -> None:
     put(weights.parent, name, GELU)
     found = open_checkpoint(weights)
     assert (found.architecture, found.told) == (GELU, f"the {name} beside it")
@@ -384,7 +384,7 @@ def test_configurations_beside_weights_have_to_agree(weights: Path) -> None:
         ("no JSON", "cannot be used .it is not JSON"),
     ],
 )
-def test_a_configuration_of_something_else_beside_weights_tells_nothing(
+def test_a_configuration_of_something_else_beside_weights_is_ignored(
     weights: Path, text: str, message: str
 ) -> None:
     weights.with_name("config.json").write_text(text)
@@ -452,7 +452,7 @@ def test_a_record_that_names_a_model_of_other_sizes_says_which(name: str) -> Non
     assert why.endswith(", whose sizes differ: text layers 12 in place of 3")
 
 
-def test_a_name_that_somebody_gave_a_run_tells_nothing_and_a_configuration_beside_it_does(
+def test_the_name_of_a_run_shows_nothing_and_a_configuration_beside_it_does(
     weights: Path,
 ) -> None:
     sizes = {"name": "ViT-B/32"}
@@ -464,7 +464,7 @@ def test_a_name_that_somebody_gave_a_run_tells_nothing_and_a_configuration_besid
     assert (found, why) == (Told(GELU, "the config.json beside it"), "")
 
 
-def test_a_training_checkpoint_of_open_clips_is_told_by_its_name(tmp_path: Path) -> None:
+def test_a_training_checkpoint_of_open_clip_is_recognised_by_its_name(tmp_path: Path) -> None:
     path = tmp_path / "epoch_3.pt"
     for name in (RUN.format("ViT-B-32-quickgelu"), "ViT-B-32"):
         write_run(path, minute_weights(), name)

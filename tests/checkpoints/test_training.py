@@ -13,17 +13,17 @@ from tests.samples import minute_weights, saved
 
 RECORDS = {
     "texts and numbers": ({"name": "ViT-B-32", "epoch": 3, "best": 0.5, "amp": True},) * 2,
-    "in each other": ({"config": {"layers": [3, 4], "a": {"b": "c"}}},) * 2,
+    "nested": ({"config": {"layers": [3, 4], "a": {"b": "c"}}},) * 2,
     "tuples": ({"layers": (3, 4)}, {"layers": [3, 4]}),
     "tensors": ({"w": torch.ones(1), "state": {"w": torch.ones(1)}, "epoch": 1}, {"epoch": 1}),
-    "lists in part": ({"a": [1, torch.ones(1)]}, {}),
-    "keys that are no text": ({1: 2, ("a",): "b", "c": {1: 2}}, {}),
+    "lists with tensors": ({"a": [1, torch.ones(1)]}, {}),
+    "keys that are not text": ({1: 2, ("a",): "b", "c": {1: 2}}, {}),
     "long texts": ({"a": "x" * 1001, "x" * 1001: "a", "b": ["x" * 1001]}, {}),
-    "great numbers": ({"a": 1 << 63, "b": float("nan"), "c": -(1 << 62)}, {"c": -(1 << 62)}),
-    "depth": ({"a": {"b": {"c": {"d": {"e": {"f": 1}}}}, "g": 1}}, {"a": {"g": 1}}),
+    "large numbers": ({"a": 1 << 63, "b": float("nan"), "c": -(1 << 62)}, {"c": -(1 << 62)}),
+    "deeply nested": ({"a": {"b": {"c": {"d": {"e": {"f": 1}}}}, "g": 1}}, {"a": {"g": 1}}),
     "many tensors": (dict.fromkeys(map(str, range(2000)), torch.ones(1)) | {"n": 1}, {"n": 1}),
     "long lists": ({"a": [1] * 1001, "b": dict.fromkeys(map(str, range(1001)), 1)}, {}),
-    "no mapping": ([1], {}),
+    "not a mapping": ([1], {}),
 }
 
 

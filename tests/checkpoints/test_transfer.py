@@ -344,9 +344,7 @@ def test_without_a_hash_a_file_of_another_size_is_fetched_anew(
         assert get(server, tmp_path, sha256=None) == CONTENT
 
 
-def test_a_disk_without_room_for_it_is_told_before_anything_is_fetched(
-    server: Server, tmp_path: Path
-) -> None:
+def test_a_full_disk_is_reported_before_anything_is_fetched(server: Server, tmp_path: Path) -> None:
     free = shutil.disk_usage(tmp_path).free
     with pytest.raises(DownloadError, match=r"No space left on device: [\d,]+ bytes are missing"):
         get(server, tmp_path, size=2 * free)
@@ -435,7 +433,7 @@ def test_an_address_of_no_known_kind_is_a_download_error(
     assert left_in(tmp_path) == []
 
 
-def test_a_password_in_an_address_is_used_and_not_told(
+def test_a_password_in_an_address_is_used_and_not_printed(
     server: Server,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

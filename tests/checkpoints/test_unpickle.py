@@ -252,33 +252,36 @@ def test_the_pickles_made_here_are_read_where_they_are_sound(tmp_path: Path) -> 
 MALFORMED = {
     "not a module": (pickle.dumps([1], protocol=2), "holds a list, not a module"),
     "cut off": (module_with(a=tensor_of(shape=(1,)))[:-9], "cannot be read"),
-    "no pickle": (b"nonsense", "cannot be read"),
+    "not a pickle": (b"nonsense", "cannot be read"),
     "a state that is no dict": (b"\x80\x02c__torch__\nM\n)\x81]b.", "state of an object is a list"),
     "beyond the storage": (module_with(a=tensor_of()), "reaches beyond its storage"),
     "a stride beyond": (module_with(a=tensor_of(length=9, stride=(9,))), "beyond its storage"),
     "an offset beyond": (module_with(a=tensor_of(shape=(1,), offset=1)), "beyond its storage"),
-    "another rank": (module_with(a=tensor_of(stride=(1, 1))), "with a bad shape"),
-    "negative": (module_with(a=tensor_of(shape=(-1,))), "an impossible size"),
+    "strides of another rank": (module_with(a=tensor_of(stride=(1, 1))), "with a bad shape"),
+    "a negative size": (module_with(a=tensor_of(shape=(-1,))), "an impossible size"),
     "a negative offset": (module_with(a=tensor_of(offset=-1)), "an impossible size"),
-    "a fraction": (module_with(a=tensor_of(shape=(0.5,))), "an impossible size"),
-    "text": (module_with(a=tensor_of(shape=("2",))), "an impossible size"),
-    "true": (module_with(a=tensor_of(shape=(True,))), "an impossible size"),
-    "too large in all": (
+    "a fractional size": (module_with(a=tensor_of(shape=(0.5,))), "an impossible size"),
+    "a size of text": (module_with(a=tensor_of(shape=("2",))), "an impossible size"),
+    "a size of true": (module_with(a=tensor_of(shape=(True,))), "an impossible size"),
+    "too many elements": (
         module_with(a=tensor_of(shape=(0, 2**30, 2**30), stride=(1, 1, 1))),
         "an impossible size",
     ),
     "a length of true": (module_with(a=tensor_of(length=True)), "no known dtype or no size"),
-    "a long name": (module_with(a=tensor_of(key="9" * 101)), "a storage has a very long name"),
-    "too large": (
+    "a long storage name": (
+        module_with(a=tensor_of(key="9" * 101)),
+        "a storage has a very long name",
+    ),
+    "a size beyond 64 bits": (
         module_with(a=tensor_of(shape=(0, 2**70), stride=(1, 1))),
         "an impossible size",
     ),
     "an unknown dtype": (module_with(a=tensor_of(storage=_text("complex64"))), "no known dtype"),
-    "a dtype of no use": (module_with(a=tensor_of(storage=b"]")), "cannot be read"),
+    "a dtype that is a list": (module_with(a=tensor_of(storage=b"]")), "cannot be read"),
     "a negative length": (module_with(a=tensor_of(length=-1)), "no known dtype or no size"),
     "a length of text": (module_with(a=tensor_of(length="1")), "no known dtype or no size"),
-    "another tag": (module_with(a=tensor_of(tag="module")), "is not that of a storage"),
-    "a storage called": (b"\x80\x02ctorch\nFloatStorage\n)R.", "cannot be read"),
+    "another persistent tag": (module_with(a=tensor_of(tag="module")), "is not that of a storage"),
+    "a call of a storage class": (b"\x80\x02ctorch\nFloatStorage\n)R.", "cannot be read"),
 }
 
 

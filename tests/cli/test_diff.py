@@ -23,7 +23,7 @@ def runs(tmp_path: Path) -> tuple[Path, Path]:
     return paths
 
 
-def test_diff_tells_what_got_worse_and_exits_1(run: Run, runs: tuple[Path, Path]) -> None:
+def test_diff_reports_what_got_worse_and_exits_1(run: Run, runs: tuple[Path, Path]) -> None:
     old, new = runs
     done = run("diff", old, new)
     assert done.code == 1

@@ -15,7 +15,7 @@ from tests.samples import (
 )
 
 
-def test_inspect_tells_all_and_runs_nothing(
+def test_inspect_shows_all_and_runs_nothing(
     run: Run, tiny_archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
@@ -38,7 +38,7 @@ def test_inspect_tells_all_and_runs_nothing(
     )
 
 
-def test_inspect_tells_where_in_a_file_the_model_was_found(run: Run, tmp_path: Path) -> None:
+def test_inspect_says_where_in_a_file_the_model_was_found(run: Run, tmp_path: Path) -> None:
     weights = {f"model.{key}": tensor for key, tensor in minute_weights().items()}
     weights["head.weight"] = weights["model.ln_final.weight"]
     path = tmp_path / "a.ckpt"
@@ -70,7 +70,7 @@ def test_of_several_models_the_user_names_one(run: Run, several: Path, tmp_path:
     assert "expected a CLIP model under 'nothing'; it has model, model_ema. Give" in done.err
 
 
-def test_inspect_tells_what_folders_and_programs_are(run: Run, tmp_path: Path) -> None:
+def test_inspect_says_what_folders_and_programs_are(run: Run, tmp_path: Path) -> None:
     archive, folder = minute(tmp_path / "minute.pt"), tmp_path / "folder"
     assert run("convert", archive, "-o", folder, "--format", "open_clip").code == 0
     done = run("inspect", folder)

@@ -22,7 +22,7 @@ cli.main()
 @pytest.mark.parametrize(
     ("options", "on_github"), [((), False), (("--json", "-"), False), ((), True)]
 )
-def test_a_full_stdout_is_told_on_stderr(
+def test_a_full_stdout_is_reported_on_stderr(
     monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], on_github: bool
 ) -> None:
     monkeypatch.setenv("GITHUB_ACTIONS", "true" if on_github else "false")
@@ -45,7 +45,7 @@ def test_a_full_stdout_is_told_on_stderr(
 @pytest.mark.thorough
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")
 @pytest.mark.parametrize("arguments", [("--version",), ("models",), ("backends",)])
-def test_a_full_stdout_is_also_told_by_commands_that_judge_nothing(
+def test_a_full_stdout_is_also_reported_by_commands_that_judge_nothing(
     monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
 ) -> None:
     monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)

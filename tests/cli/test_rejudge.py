@@ -63,7 +63,7 @@ def test_the_report_is_that_of_a_check_and_torch_is_not_imported(checked: Simple
     assert done.stderr == told
 
 
-def test_tolerances_can_be_others(run: Run, checked: SimpleNamespace, tmp_path: Path) -> None:
+def test_other_tolerances_are_judged(run: Run, checked: SimpleNamespace, tmp_path: Path) -> None:
     kept = tmp_path / "kept"
     options = ["--keep-outputs", kept, "--isolation", "none", "--examples", 3]
     first = run("check", checked.archive, *options)

@@ -145,7 +145,7 @@ def test_a_line_fits_and_moves_nothing() -> None:
     assert line.endswith(".pt: running (1:05)")
 
 
-def test_the_time_left_is_told_beside_the_time_gone() -> None:
+def test_the_time_left_is_shown_beside_the_time_gone() -> None:
     clock = Clock()
     display = Display(Console(file=io.StringIO(), width=80), clock)
     display._what = "running"
@@ -211,7 +211,7 @@ def test_an_estimate_is_rounded(seconds: float, expected: str) -> None:
     assert left_text(seconds) == expected
 
 
-def test_time_gone_is_told_in_minutes_where_it_is_long() -> None:
+def test_a_long_time_is_shown_in_minutes() -> None:
     assert [elapsed_text(seconds) for seconds in (0.9, 59.9, 125)] == ["0 s", "59 s", "2:05"]
 
 

@@ -292,7 +292,7 @@ def test_weights_alone_are_never_judged_as_another_function(
 
 
 @pytest.mark.thorough
-def test_a_tag_tells_the_activation_of_each_pair() -> None:
+def test_a_tag_shows_the_activation_of_each_pair() -> None:
     """28 of the 196 differ from their configuration."""
     differing = []
     for name, tag in oracles.open_clip().list_pretrained():

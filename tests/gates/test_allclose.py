@@ -27,7 +27,7 @@ def judged(candidate: Named, reference: Named, limits: Allclose | None = None) -
     return allclose([case_of(candidate, reference)], limits or Allclose())
 
 
-def test_equal_logits_pass_and_the_greatest_difference_is_told() -> None:
+def test_equal_logits_pass_and_the_greatest_difference_is_reported() -> None:
     found = judged(outputs(), outputs())
     assert found.name == "allclose"
     assert found.passed
@@ -113,7 +113,7 @@ def test_the_message_is_about_the_failing_batch() -> None:
     assert "0.02" in found.message
 
 
-def test_the_greatest_difference_of_all_batches_is_told_when_they_pass() -> None:
+def test_the_greatest_difference_of_all_batches_is_reported_when_they_pass() -> None:
     reference = outputs()
     name = "logits_per_text"
     even = np.zeros(reference[name].shape)

@@ -233,7 +233,7 @@ def test_fidelity_says_what_is_not_finite() -> None:
         (0.0, 0.0, "0 (0x, limit 10x)"),
     ],
 )
-def test_an_error_is_told_beside_that_of_the_eager_model(
+def test_an_error_is_given_beside_that_of_the_eager_model(
     error: float, ratio: float, text: str
 ) -> None:
     assert against_eager(error, ratio, 10.0) == text

@@ -41,7 +41,7 @@ def test_rounding_is_what_float32_needs_and_far_less_than_a_level() -> None:
     assert np.abs(np.diff(exact, axis=0)).min() > 5000 * ROUNDING
 
 
-def test_the_distance_of_pixels_is_told_in_levels_by_the_deviation_of_their_channel() -> None:
+def test_the_distance_of_pixels_is_given_in_levels_by_the_deviation_of_their_channel() -> None:
     changed = PIXELS.copy()
     changed[1, 0, 0] += 0.1
     changed[0, 0, 0] -= 0.1
@@ -77,7 +77,7 @@ def test_pixels_that_are_no_numbers_differ() -> None:
         (PIXELS.astype(np.float64), "float64 3x4x4 in place of float32 3x4x4"),
     ],
 )
-def test_another_size_or_dtype_is_told_as_such(found: np.ndarray, message: str) -> None:
+def test_another_size_or_dtype_is_reported_as_such(found: np.ndarray, message: str) -> None:
     differs = unlike(PIXELS, found, DEVIATIONS)
     assert differs is not None
     assert differs.message == message
@@ -101,7 +101,7 @@ def test_another_size_or_dtype_is_told_as_such(found: np.ndarray, message: str) 
         ([9], "id 9 in place of 7 at position 0, 1 ids in place of 5", (0, 7, 9)),
     ],
 )
-def test_the_first_id_that_differs_is_told(
+def test_the_first_id_that_differs_is_reported(
     found: list[int], message: str, figures: tuple[int | None, ...]
 ) -> None:
     differs = unlike(IDS, np.array(found, dtype=np.int64))

@@ -119,7 +119,7 @@ def test_no_cases_fail() -> None:
     assert found.figures["runs"] == {"batches": 0, "failed": 0}
 
 
-def test_all_problems_are_told_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     evidence = replace(SOUND, weights=0, changed=["w"], buffers={"vocab_size": (1, 2)})
     found = integrity([case_of({}, outputs())], evidence)
     assert found.message == (
@@ -194,7 +194,7 @@ def test_an_output_that_both_lack_is_missing_from_both() -> None:
     assert found.message == "logits_per_text is missing from the candidate and the reference"
 
 
-def test_shapes_and_dtypes_are_told_as_they_are_and_as_they_should_be() -> None:
+def test_the_message_has_the_found_and_the_expected_shapes_and_dtypes() -> None:
     name = "image_features"
     candidate = {**outputs(), name: np.zeros((3, 4), dtype=np.float16)}
     found = integrity([case_of(candidate, outputs())], SOUND)

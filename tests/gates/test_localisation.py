@@ -76,7 +76,7 @@ def test_the_end_of_forward_is_a_place_of_its_own() -> None:
     assert tower_of("text_projection") == "text"
 
 
-def test_a_method_that_breaks_off_has_its_place_in_the_module_that_it_broke_off_in() -> None:
+def test_a_method_that_fails_is_localised_to_the_module_where_it_failed() -> None:
     failures = (
         Failure("encode_image", "visual.layer1.0", "sizes do not match"),
         Failure("forward", "", "no such method"),
@@ -105,7 +105,7 @@ def test_an_error_equal_to_its_limit_is_no_departure() -> None:
     assert places(at)["image"].module is None
 
 
-def test_where_nothing_departs_it_is_told_on_which_inputs() -> None:
+def test_if_nothing_departs_the_report_names_the_inputs() -> None:
     found = places(error("visual.conv1", 1))
     assert [place.given for place in found.values()] == ["two images"] * 3
 
@@ -142,7 +142,7 @@ def test_of_two_runs_without_a_place_the_first_is_reported() -> None:
     assert one.fill_from(broken).places[1].reason == "could not be looked for"
 
 
-def test_a_place_of_which_running_changes_weights_is_told_as_that_and_no_other() -> None:
+def test_a_module_that_changes_its_weights_is_named_once_with_the_weight() -> None:
     departed = localise(
         [error("visual.bn1", 99), error("ln_final", 99), error("transformer.a", 1)], [], FLOAT, ""
     )

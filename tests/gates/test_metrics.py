@@ -53,14 +53,14 @@ def test_nan_is_close_to_nothing_not_even_to_itself() -> None:
     assert found.index == (0, 0)
 
 
-def test_what_is_nearest_to_its_limit_is_told_in_proportion_to_that() -> None:
+def test_what_is_nearest_to_its_limit_is_reported_as_a_share_of_it() -> None:
     # 0.02 is further below the 0.21 allowed there, but 10 % of it; 0.0002 is 2 % of 0.01.
     found = difference(np.array([2.02, 0.0002]), np.array([2.0, 0.0]), atol=0.01, rtol=0.1)
     assert found.index == (0,)
     assert found.mismatched == 0
 
 
-def test_where_nothing_is_allowed_the_greatest_difference_is_told() -> None:
+def test_if_no_difference_is_allowed_the_greatest_is_reported() -> None:
     found = difference(np.array([1.0, 3.0, 5.0]), np.array([1.0, 1.0, 4.0]), atol=0, rtol=0)
     assert found.index == (1,)
 

@@ -85,7 +85,7 @@ def test_no_row_is_further_than_its_bound() -> None:
     assert bound.min() < LIMIT.features
 
 
-def test_sound_rows_run_in_float64_only_where_they_are_worst() -> None:
+def test_of_sound_rows_only_the_worst_run_in_float64() -> None:
     found = measured(images([1.0] * ROWS))
     result = fidelity(found)
     assert result.passed
@@ -140,7 +140,7 @@ def test_a_wrong_match_is_named_and_probabilities_are_asserted() -> None:
     assert "a matches b in place of a" in message or "b matches a in place of b" in message
 
 
-def test_a_gate_that_is_only_measured_is_judged_by_own_data() -> None:
+def test_a_gate_that_is_only_measured_is_still_judged_on_own_data() -> None:
     given = images([1.0] * ROWS)
     found = measured(given)
     some = Candidates.of(NAME, [given.case(slice(4), exactly=False)], "abcd")
@@ -170,9 +170,7 @@ def test_with_a_budget_the_worst_have_the_least_cosines() -> None:
 
 
 @pytest.mark.parametrize(("prompts", "names"), [(3, ["top1"]), (104, ["top1", "top5", "spearman"])])
-def test_matches_with_few_of_the_users_data_are_not_ranked_for_a_budget(
-    prompts: int, names: list[str]
-) -> None:
+def test_ranks_among_few_rows_are_not_judged_by_a_budget(prompts: int, names: list[str]) -> None:
     found = measured(images([1.0] * ROWS), lossy=True)
     texts = np.random.default_rng(3).normal(size=(prompts, WIDTH))
     sides = {"text_features": texts}

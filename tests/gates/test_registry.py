@@ -8,7 +8,7 @@ from clipcheck.gates.result import GateResult
 from clipcheck.gates.tolerances import LIMITS
 
 
-def test_each_gate_is_told_in_sentences_of_its_own() -> None:
+def test_each_gate_is_described_in_sentences_of_its_own() -> None:
     for gate in GATES:
         for text in (gate.title, gate.passes_when, gate.explanation, gate.remedy):
             assert text.endswith(".")

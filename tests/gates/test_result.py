@@ -28,7 +28,7 @@ def test_rows_are_counted_through_all_batches() -> None:
     assert case.where("image_features", [1, 3]) == "image 17 (black), component 3"
 
 
-def test_rows_that_nobody_described_have_a_number_alone() -> None:
+def test_rows_without_a_description_have_only_a_number() -> None:
     assert measured().where("logits_per_text", [1, 2]) == "prompt 1, image 2"
 
 

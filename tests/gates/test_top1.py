@@ -95,7 +95,7 @@ def test_a_single_match_has_no_lead(images: int) -> None:
     assert found.figures["rows"]["compared"] == images + 1
 
 
-def test_the_message_tells_which_row_and_which_match_is_right_and_which_is_wrong() -> None:
+def test_the_message_names_the_row_the_right_match_and_the_wrong_one() -> None:
     exact = leading_by(1.0)
     exact[2, 0] = 0.25
     candidate = exact.copy()

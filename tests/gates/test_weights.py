@@ -216,7 +216,7 @@ def test_weights_where_the_reference_has_zeros_are_infinitely_far_in_proportion(
     assert off.max_abs == pytest.approx(1e-3)
 
 
-def test_another_shape_is_told() -> None:
+def test_another_shape_is_reported() -> None:
     off = found(torch.zeros(2, 3), torch.zeros(3, 2))
     assert off is not None
     assert str(off) == "w has shape [2, 3] in place of [3, 2]"
@@ -224,7 +224,7 @@ def test_another_shape_is_told() -> None:
 
 
 @pytest.mark.parametrize("shapes", [((1,), ()), ((), (1,)), ((), (1, 1))])
-def test_a_number_with_a_dimension_of_its_own_is_told_and_no_fault(
+def test_a_number_with_a_dimension_of_its_own_is_reported_and_no_fault(
     shapes: tuple[tuple[int, ...], tuple[int, ...]],
 ) -> None:
     mine, other = (torch.full(shape, 4.6) for shape in shapes)

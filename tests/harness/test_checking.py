@@ -163,7 +163,7 @@ def test_a_buffer_that_contradicts_the_architecture_fails_integrity(
     assert result.exit_code == 1
 
 
-def test_nan_on_both_sides_is_no_pass_and_blames_nobody(
+def test_nan_on_both_sides_is_no_pass_and_names_no_module(
     minute_archive: Path, planted: Planted
 ) -> None:
     def poison(both: loader.Both) -> None:
@@ -237,7 +237,7 @@ def test_a_device_that_is_not_there_cannot_be_judged(minute_archive: Path) -> No
 
 
 @pytest.mark.thorough
-def test_the_released_name_is_told_by_the_hash_alone(
+def test_the_released_name_depends_on_the_hash_alone(
     minute_archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digest = clipcheck.check(minute_archive, examples=EDGE_CASES).judgements[0].sha256
@@ -335,7 +335,7 @@ def test_a_result_is_shown_in_brief(failing: clipcheck.Result, minute_archive: P
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_is_no_name_is_refused_and_what_to_give_is_said(given: Any, kind: str) -> None:
+def test_an_object_in_place_of_a_name_is_refused_with_a_remedy(given: Any, kind: str) -> None:
     with pytest.raises(UsageError, match=r"^expected the path or the released name of a reference"):
         clipcheck.check("x.pt", reference=given)
     with pytest.raises(
@@ -539,7 +539,7 @@ def test_if_no_dtype_avoids_overflow_the_weights_are_checked(tmp_path: Path) -> 
     )
 
 
-def test_weights_that_a_dtype_is_too_narrow_for_are_told(tmp_path: Path) -> None:
+def test_weights_that_overflow_in_a_dtype_are_reported(tmp_path: Path) -> None:
     weights = {key: tensor.float() for key, tensor in minute_weights().items()}
     weights["text_projection"] *= 1e8
     assert _why_not(tmp_path, weights, "float16").endswith(
@@ -714,7 +714,7 @@ def test_memory_is_counted_in_bytes_on_every_system(
     assert matrix.peak_memory(None) == size
 
 
-def test_memory_is_not_known_where_the_system_does_not_tell(
+def test_memory_is_unknown_if_the_system_does_not_report_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "resource", None)

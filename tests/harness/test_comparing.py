@@ -84,7 +84,9 @@ def test_two_torch_modules_are_compared_module_by_module(model: nn.Module, tmp_p
     }
 
 
-def test_modules_are_left_out_where_no_name_is_in_both(model: nn.Module, encoder: Encoder) -> None:
+def test_modules_are_left_out_if_both_have_no_common_name(
+    model: nn.Module, encoder: Encoder
+) -> None:
     class Wrapped(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -140,7 +142,7 @@ class Kept(Encoder):
         (Casting, ""),
     ],
 )
-def test_a_float64_copy_is_taken_only_where_it_is_one(
+def test_a_copy_that_does_not_compute_in_float64_is_not_used(
     kind: type[Encoder], reason: str, encoder: Encoder
 ) -> None:
     reference = kind().eval()
@@ -160,7 +162,7 @@ PIXELS = np.random.default_rng(0).normal(size=(9, 3, 16, 16)).astype(np.float32)
 IDS = np.random.default_rng(1).integers(0, 100, size=(5, 8))
 
 
-def test_two_pairs_of_callables_are_compared_on_the_rows_that_are_given(encoder: Encoder) -> None:
+def test_two_pairs_of_callables_are_compared_on_given_rows(encoder: Encoder) -> None:
     one, other = NumpyService(encoder), NumpyService(encoder)
     pairs = [(each.encode_image, each.encode_text) for each in (one, other)]
     result = clipcheck.compare(*pairs, images=PIXELS, prompts=IDS)
@@ -235,7 +237,7 @@ def test_a_checkpoint_is_compared_with_a_model_in_memory(
     assert result.judgements[0].reference == f"eager of {minute_archive}"
 
 
-def test_pictures_and_texts_are_taken_where_the_model_tells_its_rules(encoder: Encoder) -> None:
+def test_pictures_and_texts_are_accepted_if_the_models_rules_are_known(encoder: Encoder) -> None:
     from PIL import Image
 
     service = NumpyService(encoder)
@@ -284,7 +286,7 @@ def test_what_is_no_model_is_refused(given: Any, found: str) -> None:
     assert found in str(caught.value)
 
 
-def test_what_is_needed_is_asked_for(encoder: Encoder) -> None:
+def test_the_error_asks_for_what_is_needed(encoder: Encoder) -> None:
     service = NumpyService(encoder)
     pair = service.encode_image, service.encode_text
     with pytest.raises(UsageError, match="neither model tells the sizes of its inputs"):
@@ -306,7 +308,7 @@ def test_assert_same_is_silent_or_raises_with_the_report(model: nn.Module) -> No
 
 
 @pytest.mark.thorough
-def test_open_clip_and_transformers_compute_the_same_of_the_same_weights(
+def test_open_clip_and_transformers_compute_the_same_with_the_same_weights(
     model: nn.Module, tmp_path: Path
 ) -> None:
     open_clip = pytest.importorskip("open_clip")

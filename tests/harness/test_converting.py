@@ -154,7 +154,7 @@ def test_of_logits_alone_both_towers_are_changed_at_once(tmp_path: Path) -> None
     quick=1,
     ids=["features", "per-text", "image", "text"],
 )
-def test_what_forward_gives_tells_as_well(
+def test_the_outputs_of_forward_show_it_as_well(
     tmp_path: Path, takes: str, give: Callable[..., Any], towers: str
 ) -> None:
     path = traced_forward(tmp_path / "model.pt", takes, give, model=with_activation(ByErf))
@@ -162,7 +162,7 @@ def test_what_forward_gives_tells_as_well(
 
 
 @pytest.mark.parametrize("texts", [3, 1])
-def test_one_that_takes_the_batch_alone_that_it_was_traced_with_is_run_with_that(
+def test_an_archive_of_a_single_batch_size_is_run_with_that_size(
     tmp_path: Path, texts: int
 ) -> None:
     sizes = {"images": 1, "texts": texts}
@@ -184,7 +184,7 @@ def test_one_traced_under_autocast_is_not_converted_to_what_it_is_further_from(
     assert "; its own code departs from the assumption (" in known.computes
 
 
-def test_a_sound_archive_is_told_by_its_own_code_and_what_is_written_says_so(
+def test_the_activation_comes_from_the_code_of_a_sound_archive_and_the_file_says_so(
     minute_archive: Path, tmp_path: Path
 ) -> None:
     known = require_convertible(open_checkpoint(minute_archive))  # in a process of its own
@@ -194,7 +194,7 @@ def test_a_sound_archive_is_told_by_its_own_code_and_what_is_written_says_so(
     assert open_checkpoint(tmp_path / "a.safetensors").told == "its own metadata"
 
 
-def test_what_is_assumed_is_not_written_as_if_it_were_told(tmp_path: Path) -> None:
+def test_what_is_assumed_is_not_written_as_known(tmp_path: Path) -> None:
     path = tmp_path / "wrong.pt"
     write_archive(MINUTE, minute_weights(), path, alter=fault_named("final-norm-missing").plant)
     known = require_convertible(open_checkpoint(path), "none")
@@ -227,7 +227,7 @@ def test_the_code_runs_where_a_check_runs_it(
     assert asked == [None, "none"]
 
 
-def test_code_that_cannot_be_run_tells_nothing(
+def test_code_that_cannot_be_run_shows_nothing(
     minute_archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = traced(OfOne(reference().float(), 2), tmp_path / "model.pt", images=1, texts=2)
@@ -260,7 +260,7 @@ def test_a_damaged_archive_is_not_run(
         require_convertible(open_checkpoint(path))
 
 
-def test_what_is_told_is_not_run(
+def test_code_is_not_run_for_what_is_known(
     minute_archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(converting, "opened_sides", never)

@@ -165,7 +165,7 @@ def _tower(config: Config) -> None:
         ("transformers", _tower, "expected SiglipVisionModel under 'architectures', found None"),
     ],
 )
-def test_bad_input_is_told_in_one_line(
+def test_bad_input_is_reported_in_one_line(
     library: str, spoil: Callable[[Config], None], told: str, tmp_path: Path
 ) -> None:
     model = small("clipa") if library == "open_clip" else architecture_of("siglip")

@@ -61,7 +61,7 @@ def test_a_sound_one_keeps_its_budget(found: Result) -> None:
     assert message(found, "repeatability").startswith("3 repeated calls, after other calls: ")
 
 
-def test_reports_tell_which_layers_cost_most(found: Result) -> None:
+def test_reports_name_the_layers_that_cost_most(found: Result) -> None:
     layers = only(found).layers
     assert MATRIX in [each.weight for each in layers]
     assert [each.share for each in layers] == sorted((e.share for e in layers), reverse=True)
@@ -73,7 +73,7 @@ def test_reports_tell_which_layers_cost_most(found: Result) -> None:
     assert (record.layers, record.budget) == (layers, "cosine=0.9,spearman=0.5")
 
 
-def test_a_layer_that_does_not_run_in_float_is_told(
+def test_a_layer_that_does_not_run_in_float_is_reported(
     program: Path, minute_archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> NoReturn:
@@ -88,7 +88,7 @@ def test_a_layer_that_does_not_run_in_float_is_told(
     assert f"not measured {problem}" in " ".join(render(found).split())
 
 
-def test_without_a_budget_it_fails_and_is_told_of_one() -> None:
+def test_without_a_budget_it_fails_and_the_message_suggests_one() -> None:
     quantised = GateResult("integrity", True, "m", {"quantised": {"int8 by tensor": 3}})
     failing = GateResult("fidelity", False, "m", margin=5.0)
     told = [

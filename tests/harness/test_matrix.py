@@ -274,7 +274,7 @@ def test_an_error_of_the_shared_reference_fails_all_backends(
     ("asked", "named"),
     [((), "jit"), (("trace",), "trace"), (("trace", "script"), "trace, script"), (("all",), "all")],
 )
-def test_what_cannot_be_opened_is_told_once_with_what_was_asked_for(
+def test_what_cannot_be_opened_is_reported_once_with_the_request(
     asked: tuple[str, ...], named: str
 ) -> None:
     judgement = only(check(Path("gone.pt"), *asked))
@@ -283,7 +283,7 @@ def test_what_cannot_be_opened_is_told_once_with_what_was_asked_for(
 
 
 @parametrize("error", [RunError("no", remedy="No."), ZeroDivisionError("no")], quick=1)
-def test_a_candidate_is_closed_whatever_becomes_of_it(
+def test_a_candidate_is_closed_after_any_error(
     archive: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     closed: list[str] = []
@@ -420,8 +420,8 @@ def layout(folder: Path, write_folder: Callable[..., None]) -> Path:
 
 CONVERSIONS = {
     "safetensors": (lambda folder: folder / "weights.safetensors", "eager"),
-    "a state dict in single": (lambda folder: single(folder, Format.STATE_DICT), "eager"),
-    "an archive in single": (lambda folder: single(folder, Format.ARCHIVE), "jit"),
+    "a state dict in float32": (lambda folder: single(folder, Format.STATE_DICT), "eager"),
+    "an archive in float32": (lambda folder: single(folder, Format.ARCHIVE), "jit"),
     "transformers": (lambda folder: layout(folder, write_transformers), "transformers"),
     "open_clip": (lambda folder: layout(folder, write_open_clip), "open_clip"),
 }
@@ -460,7 +460,7 @@ def test_a_conversion_to_half_is_consistent_with_its_source(tmp_path: Path, form
     assert result.passed
 
 
-def test_a_weight_that_is_another_is_named_and_the_outputs_are_judged_as_well(
+def test_a_different_weight_is_named_and_the_outputs_are_judged_as_well(
     changed: Path, archive: Path
 ) -> None:
     result = check(changed, "eager", "trace", reference=archive)

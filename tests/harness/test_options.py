@@ -45,7 +45,7 @@ def test_gates_are_chosen_by_name() -> None:
     assert CheckOptions(select=["top1", "allclose"], ignore="top1").gates == ("allclose",)
 
 
-def test_they_cannot_be_changed_but_for_another_one_that_is_looked_at_as_well() -> None:
+def test_options_cannot_be_changed_and_a_changed_copy_is_validated() -> None:
     options = CheckOptions(seed=3)
     with pytest.raises(dataclasses.FrozenInstanceError):
         options.seed = 4  # type: ignore[misc]

@@ -128,7 +128,7 @@ def test_reports_show_the_worst_and_what_was_left_out(found: dict[str, Result]) 
     assert shown.count('alt="The image ') == 8
 
 
-def test_a_failing_one_is_named_saved_and_replayed(
+def test_a_failing_image_is_named_saved_and_replayed(
     found: dict[str, Result], archives: dict[str, Path], tmp_path: Path
 ) -> None:
     result = found["faulty"]
@@ -171,7 +171,7 @@ def test_the_eager_model_runs_once_for_all_backends(
     assert computed.count("own encode_image") == 2  # batches
 
 
-def test_what_cannot_be_compared_is_told(
+def test_what_cannot_be_compared_is_reported(
     minute_archive: Path, photos: Path, labels: Path, tmp_path: Path
 ) -> None:
     result = check(minute_archive, prompts=labels)
@@ -191,7 +191,7 @@ def test_what_cannot_be_compared_is_told(
 
 
 @pytest.mark.thorough
-def test_a_budget_is_judged_over_enough_of_it(tmp_path: Path, photos: Path) -> None:
+def test_a_budget_is_judged_over_own_data_if_there_is_enough(tmp_path: Path, photos: Path) -> None:
     pytest.importorskip("onnxruntime")
     path = tmp_path / "minute.pt"
     path.write_bytes(minute_bytes(Format.ARCHIVE))

@@ -83,7 +83,7 @@ def staged(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[str], Any]], 
     return stage
 
 
-def test_who_looks_on_is_told_what_is_at_work(
+def test_progress_names_the_checkpoints_at_work(
     staged: Callable[[Callable[[str], Any]], Stage],
 ) -> None:
     stage, listener = staged(judged), Listener()
@@ -132,7 +132,7 @@ def test_notices_of_the_processes_reach_the_user(
         check_in_processes(["a.pt", "b.pt"], OPTIONS, 2)
 
 
-def test_a_defect_is_told_of_its_checkpoint_alone(
+def test_a_defect_is_reported_for_its_checkpoint_alone(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fails(*_: object) -> Result:

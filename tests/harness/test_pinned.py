@@ -134,7 +134,7 @@ def test_a_checkpoint_of_other_sizes_is_not_judged(pin: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     "other", [{"reference": "x"}, {"examples": 3}, {"exhaustive": True}, {"seed": 2}]
 )
-def test_a_pin_has_its_own_inputs_and_reference(other: dict[str, Any]) -> None:
+def test_a_pin_cannot_be_combined_with_other_inputs_or_references(other: dict[str, Any]) -> None:
     (name,) = other
     with pytest.raises(UsageError, match=f"expected no --{name} beside --pinned"):
         CheckOptions(pinned="model.pin", **other)

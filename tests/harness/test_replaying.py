@@ -120,7 +120,7 @@ def test_what_does_not_say_its_architecture_is_run_with_the_same_file_alone(
         replay(folder, checkpoint=str(seeded_archive()))
 
 
-def test_it_is_run_as_the_architecture_that_was_told(folder: Path) -> None:
+def test_it_is_run_as_the_architecture_that_was_given(folder: Path) -> None:
     document = json.loads((folder / "example.json").read_text())
     document["asked_architecture"] = "tiny-vit"
     (folder / "example.json").write_text(json.dumps(document))
@@ -199,12 +199,12 @@ def test_a_file_that_is_no_failing_input_is_one_usage_error(
     assert done.out == ""
 
 
-def test_a_checkpoint_that_is_gone_is_an_error(folder: Path) -> None:
+def test_a_missing_checkpoint_is_an_error(folder: Path) -> None:
     with pytest.raises(UnknownModelError):
         replay(folder, checkpoint="gone.pt")
 
 
-def test_what_was_saved_before_there_were_other_backends_is_run_as_an_archive(folder: Path) -> None:
+def test_an_input_saved_before_other_backends_existed_is_run_as_an_archive(folder: Path) -> None:
     document = json.loads((folder / "example.json").read_text())
     assert document["backend"] == "jit"
     for name in ("backend", "reference", "reference_checkpoint"):
@@ -308,7 +308,7 @@ def test_without_a_failure_no_folder_is_made(
 
 
 @pytest.mark.parametrize("kind", ["a file", "below a file"])
-def test_a_report_folder_that_cannot_be_written_is_told_before_anything_is_run(
+def test_a_report_folder_that_cannot_be_written_is_reported_before_anything_runs(
     run: Run, tmp_path: Path, kind: str
 ) -> None:
     (tmp_path / "file").write_text("mine")
@@ -320,7 +320,7 @@ def test_a_report_folder_that_cannot_be_written_is_told_before_anything_is_run(
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="a folder that not even root writes to")
-def test_a_folder_that_is_there_and_cannot_be_written_to_is_told_as_well(run: Run) -> None:
+def test_an_existing_folder_that_cannot_be_written_to_is_reported(run: Run) -> None:
     done = run("check", "gone.pt", "--report", "/proc")
     assert done.code == 2
     assert done.err.startswith("clipcheck: /proc: expected a writable folder")

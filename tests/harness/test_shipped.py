@@ -85,7 +85,7 @@ def test_weights_that_are_stored_in_fewer_bits_are_rounded_in_the_reference_too(
     assert found.dtype == "float32"
 
 
-def test_the_report_tells_what_was_taken_for_what(immich: Path, reference: Path) -> None:
+def test_the_report_says_what_was_taken_for_what(immich: Path, reference: Path) -> None:
     result = run(immich, reference)
     told = " ".join(render(result).split())
     assert "embedding -> text features, normalised" in told
@@ -269,7 +269,7 @@ def test_what_cannot_be_two_towers_is_not_judged(
     assert result.exit_code == 2
 
 
-def test_towers_of_different_models_are_told_by_the_weights_and_fail(
+def test_towers_of_different_models_are_recognised_by_their_weights_and_fail(
     model: eager.CLIP, immich: Path, reference: Path, tmp_path: Path
 ) -> None:
     other = copy.deepcopy(model)
@@ -287,7 +287,7 @@ def test_a_pair_needs_a_reference(immich: Path) -> None:
 
 
 @pytest.mark.thorough
-def test_a_program_of_several_same_outputs_is_judged_by_the_one_that_is_named(
+def test_a_program_with_several_equal_outputs_is_judged_by_the_named_one(
     model: eager.CLIP, reference: Path, tmp_path: Path
 ) -> None:
     class Twice(Images):

@@ -401,7 +401,7 @@ def test_the_classic_batch_is_one_image_and_the_prompts_of_the_references_own_te
 # --------------------------------------------------------------------------- population
 
 
-def test_a_population_has_so_many_of_both_and_none_is_an_edge_case() -> None:
+def test_a_population_has_the_asked_number_of_both_and_no_edge_case() -> None:
     found = list(population(19, MINUTE, 3))
     assert [len(batch.pixels) for batch in found] == [8, 8, 3]
     assert [batch.first_rows["prompt"] for batch in found] == [0, 8, 16]

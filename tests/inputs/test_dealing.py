@@ -55,7 +55,7 @@ def test_a_pair_or_a_square_has_the_rows_of_one_batch_alone() -> None:
             assert row.row < len(DRAWN[row.batch].tokens)
 
 
-def test_a_large_batch_has_rows_of_many_batches_and_no_row_twice_before_all_were_had() -> None:
+def test_a_large_batch_has_rows_of_many_batches_and_no_row_twice_before_all_were_used() -> None:
     effort = Effort(images=(18,), prompts=(), squares=(), singles=(0, 0, 0))
     (call,) = deal(DRAWN, (), effort)
     rows = [Row(n, i) for n, batch in enumerate(DRAWN) for i in range(len(batch.pixels))]

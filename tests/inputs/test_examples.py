@@ -81,7 +81,7 @@ def test_the_same_dimensions_make_the_same_inputs() -> None:
     assert list(unlike(SMALL, Frontend(32, 77), Example((GREY,), ("a dog", LONG, (5, 6))))) == []
 
 
-def test_other_dimensions_are_told_and_not_tried() -> None:
+def test_other_dimensions_are_reported_and_not_tried() -> None:
     found = list(unlike(Frontend(10**9, 76), SMALL, Example((GREY,), ("a dog",))))
     assert found == [
         "raw inputs become 1000000000x1000000000 pixels and 76 tokens, and 32x32 and 77 the other "

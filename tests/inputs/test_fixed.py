@@ -24,7 +24,7 @@ ROWS = sum(prompts for _, prompts in counts())
 BLANK = Prompts(np.zeros((ROWS, 8), dtype=np.int32), ("",) * ROWS)
 
 
-def test_the_inputs_are_those_of_every_pin_that_was_ever_written() -> None:
+def test_the_inputs_of_older_pins_can_still_be_drawn() -> None:
     # Where these differ, no pin that was written before can be used any more.
     found = [draw(33, CLIP_IMAGES, 3, BLANK) for draw in (edge_cases, sample)]
     assert [digest(each) for each in found] == [
@@ -33,20 +33,20 @@ def test_the_inputs_are_those_of_every_pin_that_was_ever_written() -> None:
     ]
 
 
-def test_another_seed_draws_others_of_the_same_number() -> None:
+def test_another_seed_draws_as_many_other_inputs() -> None:
     one, other = (sample(16, CLIP_IMAGES, seed, BLANK) for seed in (0, 1))
     assert sum(len(batch.pixels) for batch in one) == sum(len(b.tokens) for b in one) == SAMPLE
     assert not np.array_equal(one[0].pixels, other[0].pixels)
     assert len({row.tobytes() for batch in one for row in batch.pixels}) == SAMPLE
 
 
-def test_a_program_of_colours_gets_the_same_images() -> None:
+def test_a_program_that_takes_colours_gets_the_same_images() -> None:
     given = Input("pixels", "pixels", "uint8", sizes_of(MINUTE), colours=True)
     for batch in edge_cases(32, CLIP_IMAGES, 0, BLANK):
         assert np.array_equal(given.seen(batch.pixels), batch.pixels)
 
 
-def test_prompts_have_captions_where_the_tokenizer_is_at_hand() -> None:
+def test_prompts_are_captions_if_the_tokenizer_is_available() -> None:
     drawn = draw_prompts(Inputs(32, 77, 49408, 4), 0)
     assert drawn.tokens.shape == (ROWS, 77)
     (batch, *_) = sample(32, CLIP_IMAGES, 0, drawn)

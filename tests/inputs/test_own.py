@@ -29,7 +29,7 @@ def test_files_are_listed_in_a_fixed_order_without_hidden_ones(tmp_path: Path) -
         (None, "found none that can be read"),
     ],
 )
-def test_prompts_that_cannot_be_taken_are_refused(
+def test_a_file_without_readable_prompts_is_refused(
     tmp_path: Path, content: bytes | None, told: str
 ) -> None:
     path = tmp_path / "prompts.txt"
@@ -47,7 +47,7 @@ def test_lines_keep_their_numbers_and_their_blanks(tmp_path: Path) -> None:
     assert read_prompts(path) == [(1, " a dog"), (3, "line\u2028separator")]
 
 
-def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_images_or_a_missing_one_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="expected a folder of images, found nothing"):
         list_images(tmp_path / "none")
     with pytest.raises(UsageError, match="expected images in this folder or below, found no files"):

@@ -541,7 +541,7 @@ STATISTICS = ["norm.running_mean", "norm.running_var", "norm.num_batches_tracked
     ],
 )
 @pytest.mark.parametrize("inference", [False, True])
-def test_weights_that_running_a_model_changes_are_told(
+def test_weights_that_running_a_model_changes_are_reported(
     training: bool, by: float, changed: list[str], inference: bool
 ) -> None:
     module = drifting(training)
@@ -554,7 +554,7 @@ def test_weights_that_running_a_model_changes_are_told(
             assert sorted(watch.changed()) == sorted(changed)
 
 
-def test_a_weight_that_was_changed_and_changed_back_is_told() -> None:
+def test_a_weight_that_was_changed_and_changed_back_is_reported() -> None:
     module = drifting(False)
     watch = WeightWatch(module)
     with torchscript_support.silenced():
@@ -605,7 +605,7 @@ def drift(model: Any) -> None:
         (drift, ["ln_final.weight"]),
     ],
 )
-def test_what_the_code_of_an_archive_changes_is_told(
+def test_what_the_code_of_an_archive_changes_is_reported(
     tmp_path: Path, alter: Callable[[Any], None], changed: list[str]
 ) -> None:
     a = MINUTE_RESNET

@@ -134,7 +134,7 @@ def test_a_cast_gets_a_constant_of_its_own(five: Path) -> None:
     assert {node.i("value") for node in shared} == {HALF}
 
 
-def test_a_dtype_is_told_by_its_place_in_the_operator() -> None:
+def test_a_dtype_is_recognised_by_its_place_in_the_operator() -> None:
     graph = torch._C.parse_ir("""
         graph(%x : Tensor, %device : Device, %size : int[]):
           %no : bool = prim::Constant[value=0]()
@@ -269,7 +269,7 @@ class Casts(nn.Module):
         (["bfloat16"], {}, {"float16": 3, "float32": 7, "float64": 2}),
     ],
 )
-def test_the_weights_tell_which_casts_are_rewritten_and_no_count_of_casts_does(
+def test_the_weights_decide_which_casts_are_rewritten_and_no_count_of_casts_does(
     weights: list[str], casts: dict[str, int], kept: dict[str, int]
 ) -> None:
     with torchscript_support.silenced():

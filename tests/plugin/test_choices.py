@@ -58,7 +58,7 @@ def test_given_checkpoints_are_judged() -> None:
     )
 
 
-def test_own_data_are_in_the_folder(tmp_path: Path) -> None:
+def test_paths_of_own_data_are_relative_to_the_folder(tmp_path: Path) -> None:
     (tmp_path / "labels.txt").write_text("a dog")
     options = choices(tmp_path, examples="0", prompts="labels.txt").options
     assert (options.examples, options.prompts) == (0, str(tmp_path / "labels.txt"))

@@ -142,7 +142,7 @@ def test_bad_input_is_one_usage_error_before_any_test(
     assert "test session starts" not in result.stdout.str()
 
 
-def test_reports_that_can_no_longer_be_written_are_told_beside_the_failures(
+def test_reports_that_can_no_longer_be_written_are_named_beside_the_failures(
     pytester: pytest.Pytester,
 ) -> None:
     pytester.makepyfile(

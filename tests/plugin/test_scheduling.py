@@ -105,7 +105,7 @@ def replace_by_another(scheduling: CheckpointScheduling) -> list[int]:
     return new.ran
 
 
-def test_the_test_that_a_worker_died_over_is_not_run_again_and_the_others_are() -> None:
+def test_the_test_that_killed_a_worker_is_not_run_again_and_the_others_are() -> None:
     scheduling, (one, other) = start(2)
     assert scheduling.remove_node(one) == TESTS[0]
     left = {1, 2, 6} - set(other.ran)

@@ -58,7 +58,7 @@ def test_the_header_has_the_threads_that_the_user_set(monkeypatch: pytest.Monkey
     assert "; 5 threads in each of 2 busy workers; " in header(CHOICES, 2, 2)
 
 
-def test_seeded_weights_and_files_are_told_apart_at_the_end() -> None:
+def test_seeded_weights_and_files_are_listed_apart_at_the_end() -> None:
     findings = [
         found("b.pt", "cpu", "the file given"),
         found("b.pt", "cpu", "the file given", "float16"),
@@ -90,7 +90,7 @@ def test_reports_that_cannot_be_written_say_so(tmp_path: Path) -> None:
         write_reports(result([]), tmp_path / "gone")
 
 
-def test_github_is_told_of_all_that_was_found(
+def test_all_findings_are_reported_to_github(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     summary = tmp_path / "summary.md"
@@ -106,5 +106,5 @@ def test_github_is_told_of_all_that_was_found(
     assert "\n| b.pt | jit | cpu | float32 |" in summary.read_text(encoding="utf-8")
 
 
-def test_elsewhere_than_on_github_nobody_is_told() -> None:
+def test_outside_of_github_nothing_is_written() -> None:
     assert write_for_github(result([found("a.pt", "cpu", "")])) == ([], "")

@@ -24,7 +24,7 @@ def test_a_cosine_is_never_rounded_up(cosine: float, written: str) -> None:
     assert describe([judged(cosine=cosine)]) == f"Against float64: least cosine {written}."
 
 
-def test_the_least_cosine_and_all_rows_of_several_runs_are_told() -> None:
+def test_the_least_cosine_and_all_rows_of_several_runs_are_reported() -> None:
     runs = [judged(cosine=0.5, top1=57, rows=58), judged(cosine=0.9, top1=58, rows=58)]
     assert describe(runs) == (
         "Against float64: least cosine 0.50000; top-1 agrees in 115 of 116 rows."

@@ -72,7 +72,7 @@ OTHER = {"reference_checkpoint": "other.pt"}
         ({**OTHER, "asked_architecture": "ViT-B/32"}, " --architecture ViT-B/32"),
     ],
 )
-def test_converting_is_advised_with_an_architecture_where_nothing_else_tells_it(
+def test_converting_is_advised_with_an_architecture_if_nothing_else_shows_it(
     known: dict[str, Any], options: str
 ) -> None:
     judged = replace(failed(), **known)

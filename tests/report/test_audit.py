@@ -34,7 +34,7 @@ FOUND = Localisation(
 )
 
 
-def test_the_hit_rate_is_told_and_what_was_localised_elsewhere_is_named() -> None:
+def test_the_hit_rate_and_what_was_localised_elsewhere_are_reported() -> None:
     hit = replace(FAULT, localisation=FOUND, localised=True)
     miss = replace(GROSS, localisation=Localisation([Place("image")]))
     assert summary(Audit([hit, CLEAN])) == (
@@ -111,7 +111,7 @@ def test_each_architecture_has_a_row_of_its_own() -> None:
     ]
 
 
-def test_each_backend_has_a_row_of_its_own_and_those_left_out_are_told() -> None:
+def test_each_backend_has_its_own_row_and_skipped_ones_are_named() -> None:
     other = replace(FAULT, backend="onnxruntime", gate=None)
     audit = Audit([FAULT, other, CLEAN], {"compile": "no C++ compiler was found. Install g++."})
     lines = render(audit).splitlines()

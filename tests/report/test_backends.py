@@ -29,7 +29,7 @@ RUNTIME = Listed(
 )
 
 
-def test_it_tells_what_runs_each_or_what_is_missing_and_what_to_do() -> None:
+def test_it_says_what_runs_each_backend_or_what_to_install() -> None:
     assert render([COMPILE, RUNTIME]) == (
         "compile      torch 2.14.1\n"
         "             the eager model under torch.compile\n"

@@ -28,7 +28,7 @@ def test_what_is_shortened_fits(text: str, width: int) -> None:
     assert cell_len(shortened(visible(text), width)) <= width
 
 
-def test_the_end_of_a_name_is_kept_for_it_tells_files_apart() -> None:
+def test_the_end_of_a_long_name_is_kept() -> None:
     assert shortened("releases/2024/model-a.pt", 24) == "releases/2024/model-a.pt"
     assert shortened("releases/2024/model-a.pt", 20) == "relea...4/model-a.pt"
     assert shortened("日" * 20, 20) == "日日...日日日日日日"

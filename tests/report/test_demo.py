@@ -41,7 +41,7 @@ def lines(judgement: Judgement, folder: str = "clipcheck-demo") -> list[str]:
     return tour(judgement, folder, f"{folder}/report.html").plain.splitlines()
 
 
-def test_a_tour_leads_from_the_verdict_to_the_page_and_takes_it_all_away_again() -> None:
+def test_a_tour_leads_from_the_verdict_to_the_page_and_deletes_everything() -> None:
     assert lines(FAILED) == [
         "What to look at:",
         "  1. the verdict    not passed: fidelity, modules",
@@ -91,7 +91,7 @@ def test_no_line_is_wider_than_a_terminal_whatever_the_names() -> None:
     assert max(map(cell_len, told.splitlines())) <= WIDTH
 
 
-def test_what_is_planted_is_told_before_it_is_checked() -> None:
+def test_the_planted_fault_is_described_before_the_check() -> None:
     variant = replace(fault_named("gelu-for-quickgelu"), reason="one for the other")
     assert planted(variant, "tiny-vit").splitlines() == [
         "Planted into a tiny-vit archive, with seeded weights:",

@@ -42,7 +42,7 @@ def test_without_a_summary_to_write_there_are_annotations_alone(
     assert github.annotate(failing_result())
 
 
-def test_a_summary_that_cannot_be_written_is_told(
+def test_a_summary_that_cannot_be_written_is_reported(
     summary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary / "below"))
@@ -71,7 +71,7 @@ def test_whatever_the_room_it_is_not_exceeded(
         assert summary.stat().st_size <= room
 
 
-def test_a_full_summary_is_left_alone_and_told(summary: Path) -> None:
+def test_a_full_summary_is_left_alone_and_reported(summary: Path) -> None:
     summary.write_bytes(b"x" * ((1 << 20) - 10))
     assert "is left out because the file is full" in github.summarise(failing_result())
     assert summary.stat().st_size == (1 << 20) - 10

@@ -76,7 +76,7 @@ def test_a_comparison_reads_as_follows() -> None:
     ]
 
 
-def test_what_passes_as_before_is_told_only_where_something_else_changed() -> None:
+def test_an_unchanged_pass_is_shown_only_if_something_else_changed() -> None:
     assert render(compare(run(SOUND), run(SOUND))) == "NOT WORSE: 1 passes as before."
     assert render(compare(run(SOUND), run(replace(SOUND, seed=3)))).splitlines() == [
         "passes as before: model.pt, jit on cpu in float32",
@@ -89,7 +89,7 @@ def test_what_passes_as_before_is_told_only_where_something_else_changed() -> No
     assert told in render(compare(*drawn))
 
 
-def test_gates_that_come_and_go_are_told() -> None:
+def test_new_and_missing_gates_are_named() -> None:
     other = replace(SOUND, gates=(SOUND.gates[0], replace(BROKEN.gates[0], name="precision")))
     text = render(compare(run(SOUND), run(other)))
     assert "\n  modules: no longer judged\n" in text
@@ -106,7 +106,7 @@ def test_names_from_a_file_cannot_steer_a_terminal() -> None:
     assert "\x1b" not in text
 
 
-def test_the_document_tells_the_same() -> None:
+def test_the_document_says_the_same() -> None:
     old = run(SOUND, replace(GONE, checkpoint="only-old.pt"))
     new = run(replace(BROKEN, checkpoint="b/model.pt", seed=3), torch="2.14.1")
     document = json.loads(render_json(compare(old, new)))

@@ -61,7 +61,7 @@ def test_where_nothing_departs_each_tower_says_so_and_nothing_is_to_be_done() ->
     ]
 
 
-def test_a_place_stands_beside_its_tower_and_what_to_do_next_behind_the_verdict() -> None:
+def test_a_place_is_beside_its_tower_and_the_next_step_after_the_verdict() -> None:
     assert lines(departing(GELU))[2:] == [
         "  image tower  nothing departs",
         "  text tower   transformer.resblocks.0.mlp.gelu",
@@ -86,7 +86,7 @@ def test_the_verdict_names_every_tower_that_departs() -> None:
     assert verdict(SOUND).style == GOOD
 
 
-def test_a_ratio_that_is_infinite_and_a_method_that_broke_off_are_told_in_words() -> None:
+def test_an_infinite_ratio_and_a_method_that_broke_off_are_given_in_words() -> None:
     found = departing(
         Place("image", "visual.conv1", "", Deviation(math.inf, 10.0, math.inf), "a batch"),
         Place("text", "ln_final", given="a batch", reason="encode_text failed"),

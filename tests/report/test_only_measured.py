@@ -35,7 +35,7 @@ RENDER: dict[str, Callable[[Result], str]] = {
 
 
 @pytest.mark.parametrize("form", RENDER)
-def test_the_verdict_names_the_budget_and_the_gate_is_told_as_measured(form: str) -> None:
+def test_the_verdict_names_the_budget_and_the_gate_is_shown_as_measured(form: str) -> None:
     passing = RENDER[form](Result((LOSSY,), ENVIRONMENT))
     within = "CONSISTENT within the budget int8: 1 checkpoint agrees"
     assert within in passing
@@ -53,12 +53,12 @@ def test_the_verdict_counts_what_has_a_budget() -> None:
     assert said.startswith("CONSISTENT within the budgets int8 and cosine=0.9 (2 of 3): 3 runs ")
 
 
-def test_a_cell_of_the_table_has_the_margin_as_measured() -> None:
+def test_a_cell_of_the_table_shows_the_margin_as_measured() -> None:
     assert text.cell(FAR) == "measured 57k x"
     assert text.cell(replace(FAR, margin=0.3)) == "measured 30%"
 
 
-def test_ci_skips_it() -> None:
+def test_a_gate_that_only_measures_is_skipped_in_ci() -> None:
     suite = junit.render(Result((LOSSY,), ENVIRONMENT))
     assert 'tests="4" failures="0" errors="0" skipped="2"' in suite
     measured = "only measured: cannot fail with a budget; 57k times as far"
@@ -70,7 +70,7 @@ def test_ci_skips_it() -> None:
     assert reason_left_out(LOSSY, "budget") == failure(LOSSY, "budget") == ""
 
 
-def test_the_document_has_it_and_no_gate_both_fails_and_only_measures() -> None:
+def test_the_document_marks_it_as_not_judged_and_such_a_gate_cannot_fail() -> None:
     gates = json.loads(document.render(Result((LOSSY,), ENVIRONMENT)))["results"][0]["gates"]
     assert [(gate["judged"], gate["margin"]) for gate in gates] == [
         (True, 0.0), (False, 57_000.0), (True, 0.4)
@@ -83,7 +83,7 @@ def test_nothing_passes_if_no_gate_judged() -> None:
     assert not replace(LOSSY, gates=(FAR,)).passed
 
 
-def test_a_later_run_with_a_budget_no_longer_judges_it() -> None:
+def test_the_comparison_of_runs_says_that_a_gate_is_no_longer_judged() -> None:
     def run(judged: Judgement) -> Run:
         return Run("a.json", ENVIRONMENT, (judged,))
 

@@ -24,7 +24,7 @@ def test_what_was_rewritten_is_counted() -> None:
     assert patched.describe(lower).endswith("to cpu, 1 x cast to bfloat16 left as it is")
 
 
-def test_code_that_needs_nothing_is_not_told_of() -> None:
+def test_code_that_needs_no_patch_is_not_mentioned() -> None:
     assert patched.describe(replace(HALF, devices={}, casts={})) == ""
     assert patched.describe(None) == ""
 

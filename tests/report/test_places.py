@@ -40,11 +40,11 @@ def test_a_place_is_named_after_its_module_and_the_part_of_it(
     assert named(Place("image", module, part)) == words
 
 
-def test_how_far_it_is_off_stands_beside_what_is_allowed_and_what_it_was_seen_on() -> None:
+def test_the_error_is_shown_beside_the_limit_and_the_inputs() -> None:
     assert measured(GELU) == ("error 1.0e-4, eager 2.3e-6 (43x, limit 10x); inputs: two prompts")
 
 
-def test_a_ratio_that_is_infinite_is_told_in_words() -> None:
+def test_an_infinite_ratio_is_given_in_words() -> None:
     place = replace(GELU, figures=Deviation(math.inf, 10.0, math.inf))
     assert measured(place) == "not finite, of a different shape, or changed; inputs: two prompts"
 

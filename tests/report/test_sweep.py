@@ -115,7 +115,7 @@ def test_what_a_document_has_is_a_result_again(tmp_path: Path) -> None:
     assert result.exit_code == 2
 
 
-def test_what_is_left_out_is_told_once_for_each_reason(tmp_path: Path) -> None:
+def test_what_is_left_out_is_reported_once_for_each_reason(tmp_path: Path) -> None:
     entries = files(tmp_path / "files", 1)
     none = Source("url", "")
     entries += [Entry(f"model/{n}", none, unfit="it is another model") for n in range(3)]
@@ -125,7 +125,7 @@ def test_what_is_left_out_is_told_once_for_each_reason(tmp_path: Path) -> None:
     assert len(json.loads(report.render_json(done))["left_out"]) == 3
 
 
-def test_one_that_is_asked_for_by_name_and_among_all_is_told_once(tmp_path: Path) -> None:
+def test_a_checkpoint_asked_for_by_name_and_among_all_is_listed_once(tmp_path: Path) -> None:
     (entry,) = files(tmp_path / "files", 1)
     done = swept(tmp_path, [replace(entry, backends=("jit",)), replace(entry, backends=("all",))])
     names = [row.unit.backend for row in done.rows]
@@ -144,7 +144,7 @@ def test_a_sweep_of_nothing_is_not_judged(tmp_path: Path) -> None:
     assert "NOT JUDGED" in report.render(done)
 
 
-def test_a_plan_tells_the_order_the_bytes_and_the_time(tmp_path: Path) -> None:
+def test_a_plan_shows_the_order_the_bytes_and_the_time(tmp_path: Path) -> None:
     entries = files(tmp_path / "files", 2)
     known = Source("url", "https://example.org/model.pt", size=3_000_000_000)
     entries += [Entry("known", known), Entry("guess", replace(known, place="x", estimated=True))]

@@ -92,7 +92,7 @@ def test_where_the_model_was_found_stands_under_what_it_is() -> None:
     assert lines[2] == "  read from 'model'; left out: head.\\x1b"
 
 
-def test_the_run_and_its_inputs_are_told() -> None:
+def test_the_run_and_its_inputs_are_described() -> None:
     made = {"run": "3f", "date": "2026-11-30T04:10:11Z"}
     run = replace(PASSED, inputs="ab" * 16, seed=7, **made)
     assert "  run 3f, 2026-11-30T04:10:11Z; inputs abababababab, seed 7" in lines_of(run)
@@ -103,7 +103,7 @@ def test_what_failed_stands_out() -> None:
     assert "  FAIL  allclose       probabilities differ" in lines_of(FAILED)
 
 
-def test_of_several_only_those_that_failed_are_told_in_full() -> None:
+def test_of_several_only_the_failed_ones_are_shown_in_full() -> None:
     assert lines_of(PASSED, replace(FAILED, checkpoint="bad.pt"))[:1] == ["bad.pt"]
     assert render(result(PASSED, FAILED)).count("SHA-256") == 1
     assert lines_of(PASSED, PASSED)[0] == "jit cpu float32  integrity  allclose"
@@ -166,7 +166,7 @@ def test_names_stand_above_the_rows_where_the_ways_differ_or_a_name_is_long() ->
         (False, 0.0, "FAIL"),
     ],
 )
-def test_a_cell_tells_the_share_of_the_limit(passed: bool, margin: float, expected: str) -> None:
+def test_a_cell_shows_the_share_of_the_limit(passed: bool, margin: float, expected: str) -> None:
     assert cell(GateResult("allclose", passed, "", margin=margin)) == expected
     assert len(expected) <= 13
 
@@ -213,7 +213,7 @@ def test_the_remedy_of_the_only_error_comes_next_and_is_said_once() -> None:
     assert "Next:" not in render(result(UNJUDGED, UNJUDGED), rerun=RERUN)
 
 
-def test_an_error_is_told_in_place_of_gates() -> None:
+def test_an_error_is_shown_in_place_of_gates() -> None:
     text = render(result(UNJUDGED), advise=False)
     assert "  error                gone.pt: not found. Look again." in text
     assert "integrity" not in text
@@ -268,7 +268,7 @@ def test_a_brief_report_has_the_table_and_the_verdict() -> None:
     ]
 
 
-def test_in_brief_each_reason_why_nothing_was_judged_is_told_once() -> None:
+def test_the_brief_report_gives_each_reason_for_no_verdict_once() -> None:
     assert brief(result(UNJUDGED)).plain.splitlines() == [
         "  error                gone.pt: not found. Look again.",
         "",
@@ -351,7 +351,7 @@ def test_a_backend_whose_name_is_long_has_the_room_that_the_gates_leave() -> Non
     assert cell_len(row) <= WIDTH
 
 
-def test_of_several_backends_each_error_says_whose_it_is_and_what_is_known_of_it() -> None:
+def test_of_several_backends_each_error_names_its_backend_and_known_failures() -> None:
     lines = render(several_backends()).splitlines()
     at = lines.index("  onnxruntime on cpu in float32")
     assert lines[at - 1 : at + 4] == [
@@ -363,7 +363,7 @@ def test_of_several_backends_each_error_says_whose_it_is_and_what_is_known_of_it
     ]
 
 
-def test_what_is_known_is_told_and_it_fails_all_the_same() -> None:
+def test_a_known_failure_is_named_and_still_fails() -> None:
     text = render(several_backends())
     block = text[: text.index("\n\n")]
     assert "  FAIL  fidelity       12 times further\n" in block
@@ -371,7 +371,7 @@ def test_what_is_known_is_told_and_it_fails_all_the_same() -> None:
     assert "transformers:attention=eager against eager of single.pt on cpu in float32" in block
 
 
-def test_raw_inputs_are_told_apart_from_the_verdict() -> None:
+def test_raw_inputs_are_reported_apart_from_the_verdict() -> None:
     text = render(several_backends())
     apart = text[text.index("Raw inputs (not part of the verdict):\n") :]
     assert apart.splitlines()[1:8] == [

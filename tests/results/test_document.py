@@ -134,7 +134,7 @@ def test_the_memory_is_in_bytes(passed: Any) -> None:
     assert passed["results"][0]["peak_memory"] > 1 << 27
 
 
-def test_where_each_tower_departs_first_is_told() -> None:
+def test_the_first_departure_in_each_tower_is_written() -> None:
     places = [
         Place("image", "visual.conv1", "", Deviation(30.0, 10.0, 0.5, "forward"), "noise"),
         Place("text"),
@@ -181,7 +181,7 @@ def test_a_document_of_another_form_is_not_valid(spoil: Callable[[Any], object])
         require_valid(document)
 
 
-def test_what_several_backends_give_is_valid_and_all_there() -> None:
+def test_the_document_of_several_backends_is_valid_and_complete() -> None:
     text = render(several_backends())
     document = json.loads(text)
     require_valid(document)

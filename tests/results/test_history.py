@@ -116,7 +116,7 @@ def test_one_more_gate_that_fails_is_a_new_failure(run_of: RunOf) -> None:
     ]
 
 
-def test_what_is_only_in_one_run_is_told_and_what_fails_there_is_new(run_of: RunOf) -> None:
+def test_what_is_only_in_one_run_is_reported_and_what_fails_there_is_new(run_of: RunOf) -> None:
     other = replace(PASSED, checkpoint="other.pt", sha256="cd" * 32)
     small, large = run_of(PASSED), run_of(PASSED, other)
     assert outcomes(compare(small, large))[1] == (
@@ -136,7 +136,7 @@ def test_a_checkpoint_is_known_by_the_name_of_its_file_in_any_folder(run_of: Run
     ]
 
 
-def test_of_several_of_one_name_the_path_decides_and_then_what_is_in_the_file(
+def test_of_several_files_of_one_name_the_path_decides_and_then_the_contents(
     run_of: RunOf,
 ) -> None:
     def at(folder: str, contents: str) -> Judgement:
@@ -182,7 +182,7 @@ def test_dtypes_devices_and_backends_are_kept_apart(run_of: RunOf) -> None:
         ]  # fmt: skip
 
 
-def test_one_that_was_not_opened_stands_for_every_dtype(run_of: RunOf) -> None:
+def test_a_checkpoint_that_was_not_opened_matches_every_dtype(run_of: RunOf) -> None:
     half = replace(PASSED, dtype="float16")
     both, neither = run_of(PASSED, half), run_of(UNJUDGED)
     assert outcomes(compare(both, neither)) == [
@@ -201,7 +201,7 @@ def test_runs_that_have_nothing_in_common_cannot_be_compared(run_of: RunOf) -> N
         compare(run_of(PASSED), run_of(other))
 
 
-def test_versions_that_moved_came_or_went_are_told(run_of: RunOf) -> None:
+def test_versions_that_changed_came_or_went_are_reported(run_of: RunOf) -> None:
     old = replace(run_of(PASSED), environment={"torch": "2.9.1", "numpy": "1", "cpus": "2"})
     new = replace(run_of(PASSED), environment={"torch": "2.14.1", "cpus": "2", "pillow": "3"})
     assert compare(old, new).versions == [
@@ -209,7 +209,7 @@ def test_versions_that_moved_came_or_went_are_told(run_of: RunOf) -> None:
     ]  # fmt: skip
 
 
-def test_another_file_seed_or_number_of_examples_is_told(run_of: RunOf) -> None:
+def test_another_file_seed_or_number_of_examples_is_reported(run_of: RunOf) -> None:
     other = replace(PASSED, sha256="cd" * 32, seed=3, examples=9)
     assert only(compare(run_of(PASSED), run_of(other))).conditions == [
         ("SHA-256", "ab" * 32, "cd" * 32), ("seed", "0", "3"), ("examples", "8", "9")
@@ -217,7 +217,7 @@ def test_another_file_seed_or_number_of_examples_is_told(run_of: RunOf) -> None:
     assert only(compare(run_of(PASSED), run_of(UNJUDGED))).conditions == []
 
 
-def test_other_inputs_are_told_where_both_runs_know_theirs(run_of: RunOf) -> None:
+def test_other_inputs_are_reported_if_both_runs_know_theirs(run_of: RunOf) -> None:
     one, other = (replace(PASSED, inputs=letter * 32) for letter in "ab")
     assert only(compare(run_of(one), run_of(one))).conditions == []
     assert only(compare(run_of(one), run_of(other))).conditions == [
@@ -226,7 +226,7 @@ def test_other_inputs_are_told_where_both_runs_know_theirs(run_of: RunOf) -> Non
     assert only(compare(run_of(one), run_of(PASSED))).conditions == []
 
 
-def test_gates_that_appear_or_disappear_are_told(run_of: RunOf) -> None:
+def test_gates_that_appear_or_disappear_are_reported(run_of: RunOf) -> None:
     one, other = (gated(GateResult(name, True, "m")) for name in ("modules", "precision"))
     assert [(g.name, g.change) for g in only(compare(run_of(one), run_of(other))).gates] == [
         ("modules", "disappeared"), ("precision", "appeared")
@@ -403,7 +403,7 @@ def test_backends_of_one_checkpoint_are_matched_each_with_its_own(tmp_path: Path
     ]
 
 
-def test_a_backend_that_is_left_out_by_now_is_told_and_is_not_worse(tmp_path: Path) -> None:
+def test_a_backend_that_is_now_left_out_is_reported_and_is_not_worse(tmp_path: Path) -> None:
     old, new = several_backends(), several_backends()
     *others, shy = new.judgements
     gone = LeftOut(shy.checkpoint, shy.backend, shy.device, "float32", "it is not installed")
@@ -416,7 +416,7 @@ def test_a_backend_that_is_left_out_by_now_is_told_and_is_not_worse(tmp_path: Pa
     assert not difference.worse
 
 
-def test_results_of_before_there_were_other_backends_are_compared_with_those_of_now(
+def test_results_written_before_other_backends_existed_are_compared_with_new_ones(
     tmp_path: Path,
 ) -> None:
     sample = Path(__file__).parent / "data" / "results-1.json"

@@ -84,7 +84,7 @@ def read(data: bytes, folder: Path) -> Pin:
     return read_pin(path)
 
 
-def test_what_is_read_is_what_was_written(pin: Pin, written: bytes, tmp_path: Path) -> None:
+def test_a_pin_is_read_back_as_it_was_written(pin: Pin, written: bytes, tmp_path: Path) -> None:
     found = read(written, tmp_path)
     assert found.header == pin.header
     assert np.array_equal(found.tokens, pin.tokens)
@@ -106,7 +106,7 @@ def test_logits_are_those_of_the_features_with_the_bias(pin: Pin) -> None:
     assert np.array_equal(found["text_features"][0], pin.features["text_features"][first])
 
 
-def test_the_eager_model_stands_in_with_the_error_that_it_had(pin: Pin) -> None:
+def test_the_outputs_for_the_eager_model_have_its_recorded_error(pin: Pin) -> None:
     batch = pin.batches()[2]
     exact = pin.exact(batch)
     for name, array in pin.eager(batch, exact, "float32").items():
@@ -137,7 +137,7 @@ DAMAGED: Mapping[str, tuple[Callable[[bytes], bytes], str]] = {
     "another file": (lambda _: b"PK\x03\x04" * 9, "it is no safetensors file"),
     "cut in its header": (lambda data: data[:100], "it is cut off, or no safetensors file"),
     "cut in its arrays": (lambda data: data[:-9], "it is cut off or damaged"),
-    "one bit": (lambda data: data[:-9] + b"?" + data[-8:], "it was altered"),
+    "one altered byte": (lambda data: data[:-9] + b"?" + data[-8:], "it was altered"),
     "a newer schema": (
         lambda data: header_with(data, schema=2),
         "it has schema 2; this clipcheck reads schema 1",
@@ -152,9 +152,7 @@ DAMAGED: Mapping[str, tuple[Callable[[bytes], bytes], str]] = {
 
 
 @pytest.mark.parametrize("name", DAMAGED)
-def test_a_file_that_is_no_sound_pin_is_refused_in_one_line(
-    written: bytes, name: str, tmp_path: Path
-) -> None:
+def test_a_damaged_pin_is_refused_in_one_line(written: bytes, name: str, tmp_path: Path) -> None:
     damage, problem = DAMAGED[name]
     with pytest.raises(PinError) as caught:
         read(damage(written), tmp_path)

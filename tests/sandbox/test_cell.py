@@ -194,7 +194,7 @@ def test_it_cannot_make_the_memory_shorter_that_this_process_reads(tried: Tried)
     assert tried("grows", size=0) == DENIED
 
 
-def test_memory_that_is_shared_with_nobody_is_limited_too(tried: Tried) -> None:
+def test_an_unshared_mapping_of_memory_is_limited_too(tried: Tried) -> None:
     assert tried("maps", size=16 * 10**9) == "Cannot allocate memory"
 
 
@@ -202,7 +202,7 @@ def test_open_files_are_limited(tried: Tried) -> None:
     assert tried("opens", count=2000) == "Too many open files"
 
 
-def test_taking_too_much_memory_is_told_and_survived(prober: Cell) -> None:
+def test_taking_too_much_memory_is_reported_and_survived(prober: Cell) -> None:
     with pytest.raises(IsolationError) as caught:
         prober.ask("takes", "loading it", size=5 * 10**9)
     problem = caught.value.problem
@@ -223,7 +223,7 @@ def test_taking_too_much_memory_is_told_and_survived(prober: Cell) -> None:
         (signal.SIGKILL, "was ended by SIGKILL, as the system does when memory runs out"),
     ],
 )
-def test_a_crash_is_told_by_its_signal(by: int, told: str) -> None:
+def test_a_crash_is_reported_with_its_signal(by: int, told: str) -> None:
     with short() as cell:
         with pytest.raises(IsolationError, match=f"running it: the process {told}"):
             cell.ask("dies", "running it", by=by)
@@ -231,7 +231,7 @@ def test_a_crash_is_told_by_its_signal(by: int, told: str) -> None:
         assert cell.ask("echo", "again", n=2).message == {"n": 2}
 
 
-def test_an_exit_is_told_by_its_code() -> None:
+def test_an_exit_is_reported_with_its_code() -> None:
     with short() as cell, pytest.raises(IsolationError, match="by itself, with exit code 3"):
         cell.ask("exits", "running it", code=3)
 
@@ -288,7 +288,7 @@ def test_an_error_in_an_answer_ends_the_cell_and_is_the_callers() -> None:
         b'\x00\x00\x00\x1d{"asks": 1, "tensors": [ ]   }',
     ],
 )
-def test_an_invalid_answer_ends_the_cell(said: bytes) -> None:
+def test_an_invalid_answer_ends_the_sandbox_process(said: bytes) -> None:
     with short() as cell, pytest.raises(IsolationError, match="expected an answer, found"):
         cell.ask("says", "running it", raw=said.hex())
 
@@ -299,7 +299,7 @@ def test_too_many_requests_end_the_cell(monkeypatch: pytest.MonkeyPatch) -> None
         cell.ask("asks", "asking", answer=lambda q, _: q, times=100)
 
 
-def test_an_error_names_no_class_that_is_not_ours_and_no_file_that_was_not_given() -> None:
+def test_an_error_names_only_our_classes_and_only_given_files() -> None:
     cell = Cell(SERVANT, [], GENEROUS)
     for kind in ("os", "partial", "OSError", "__builtins__", "", None, 5):
         said = cells.Received({"failed": {"kind": kind, "problem": "p", "path": "/etc/x"}}, [])

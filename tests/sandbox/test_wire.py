@@ -70,7 +70,7 @@ def test_tensors_come_as_they_were_sent(described: list[tuple[str, list[int]]]) 
         max_size=4,
     )
 )
-def test_arrays_come_as_they_were_sent(described: list[tuple[str, list[int]]]) -> None:
+def test_arrays_arrive_as_they_were_sent(described: list[tuple[str, list[int]]]) -> None:
     sent = [np.ones(shape).cumsum().reshape(shape).astype(dtype).T for dtype, shape in described]
     with ends(ArrayChannel) as (near, far, _):
         far.send({}, sent)
@@ -88,7 +88,7 @@ def test_a_tensor_in_another_order_comes_with_its_values() -> None:
         assert torch.equal(near.receive(5).tensors[0], sent)
 
 
-def test_what_came_cannot_be_changed_any_more_by_who_sent_it() -> None:
+def test_the_sender_cannot_change_what_was_received() -> None:
     with ends() as (near, far, _):
         far.send({}, [torch.ones(3)])
         (came,) = near.receive(5).tensors
@@ -119,18 +119,18 @@ BAD_TENSORS: dict[str, Any] = {
     "no description": [1],
     "a dtype that runs code": [["Tensor", [1], 0]],
     "an attribute of torch": [["os", [1], 0]],
-    "a dtype that is no name": [[["float32"], [1], 0]],
+    "a dtype that is not a name": [[["float32"], [1], 0]],
     "a negative size": [["float32", [-1], 0]],
-    "a size that is true": [["float32", [True], 0]],
-    "a size that is no integer": [["float32", [1.5], 0]],
+    "a size of true": [["float32", [True], 0]],
+    "a size that is not an integer": [["float32", [1.5], 0]],
     "a size of 2 to the 60": [["float32", [1 << 60], 0]],
     "sizes whose product overflows": [["float32", [1 << 32, 1 << 32], 0]],
     "sizes whose product is 0, after one that is huge": [["float32", [1 << 61, 1 << 61, 0], 0]],
     "one element too many": [["float32", [ROOM // 4 + 1], 0]],
-    "a place behind the end": [["float32", [1], ROOM]],
-    "a place before the beginning": [["float32", [1], -64]],
-    "a place that is not aligned": [["float32", [1], 1]],
-    "nothing of a size that numpy does not have": [["float64", [0, 1 << 61], 0]],
+    "an offset behind the end": [["float32", [1], ROOM]],
+    "an offset before the beginning": [["float32", [1], -64]],
+    "an unaligned offset": [["float32", [1], 1]],
+    "an empty tensor with a size beyond numpy's limit": [["float64", [0, 1 << 61], 0]],
     "a million dimensions": [["float32", [1] * 1_000_000, 0]],
     "a shape of shapes": [["float32", [[1]], 0]],
 }
@@ -138,7 +138,9 @@ BAD_TENSORS: dict[str, Any] = {
 
 @pytest.mark.parametrize("kind", [Channel, ArrayChannel])
 @pytest.mark.parametrize("tensors", BAD_TENSORS.values(), ids=BAD_TENSORS)
-def test_a_tensor_that_is_wrongly_described_is_garbled(tensors: Any, kind: type[Channel]) -> None:
+def test_a_wrong_description_of_a_tensor_is_an_invalid_message(
+    tensors: Any, kind: type[Channel]
+) -> None:
     text = json.dumps({"done": {}, "tensors": tensors}).encode()
     with ends(kind) as (near, _, raw):
         send(raw, framed(text))
@@ -193,7 +195,7 @@ JSON = st.recursive(
 
 @pytest.mark.parametrize("kind", [Channel, ArrayChannel])
 @given(tensors=st.lists(JSON, max_size=3), data=st.data())
-def test_whatever_is_said_of_tensors_is_copied_or_garbled(
+def test_any_description_of_tensors_is_copied_or_an_invalid_message(
     tensors: list[Any], data: Any, kind: type[Channel]
 ) -> None:
     plausible = st.tuples(st.sampled_from(DTYPES), st.lists(st.integers(-2, 1 << 20)), JSON)
@@ -205,7 +207,7 @@ def test_whatever_is_said_of_tensors_is_copied_or_garbled(
                 assert tensor.nbytes <= ROOM
 
 
-def test_a_message_that_comes_byte_by_byte_is_waited_for_no_longer_than_was_said() -> None:
+def test_a_message_that_comes_byte_by_byte_does_not_extend_the_timeout() -> None:
     with ends() as (near, _, raw):
         raw.sendall(framed(b"{}" * 10)[:-1])
         with pytest.raises(TimeoutError):

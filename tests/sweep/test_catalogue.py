@@ -136,7 +136,7 @@ def test_an_unknown_architecture_is_refused_with_the_nearest(tmp_path: Path) -> 
     assert "The nearest name is 'ViT-B/32'." in message
 
 
-def test_defaults_are_for_those_that_do_not_say_it_themselves(tmp_path: Path) -> None:
+def test_defaults_apply_to_entries_without_their_own_value(tmp_path: Path) -> None:
     path = toml(
         tmp_path,
         """
@@ -272,7 +272,9 @@ def test_a_folder_that_leads_back_to_itself_is_searched_once(tmp_path: Path) -> 
         ("[[checkpoint]", "it is no TOML"),
     ],
 )
-def test_what_is_wrong_in_toml_is_told_with_its_place(tmp_path: Path, text: str, told: str) -> None:
+def test_what_is_wrong_in_toml_is_reported_with_its_place(
+    tmp_path: Path, text: str, told: str
+) -> None:
     assert told in refused(toml(tmp_path, text))
 
 

@@ -21,7 +21,9 @@ from tests.samples import MINUTE, minute_bytes, minute_config, onnx_naming
 from tests.sweep.samples import planned
 
 
-def test_a_checkpoint_tells_its_hash_its_size_and_its_operations(tmp_path: Path) -> None:
+def test_the_facts_of_a_checkpoint_have_its_hash_its_size_and_its_operations(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "minute.pt"
     path.write_bytes(minute_bytes(Format.ARCHIVE))
     with Ledger(tmp_path / "ledger") as ledger:
@@ -144,7 +146,7 @@ def test_the_checkpoint_beside_a_program_is_what_it_is_compared_with(tmp_path: P
         assert _content_of_reference(own, facts_of(reference, ledger), ledger) == ""
 
 
-def test_what_tells_how_weights_compute_is_part_of_what_a_verdict_is_kept_under(
+def test_a_configuration_beside_weights_counts_in_the_key_of_a_verdict(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "w.pt"

@@ -110,7 +110,7 @@ def test_of_the_hub_the_file_is_that_which_open_clip_looks_for(
         assert stand_in.asked[-1] == ("a/b", "open_clip_pytorch_model.bin")
 
 
-def test_what_the_hub_does_not_have_is_told(
+def test_what_the_hub_does_not_have_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub(monkeypatch)
@@ -121,7 +121,7 @@ def test_what_the_hub_does_not_have_is_told(
         pytest.fail("it was judged")
 
 
-def test_without_huggingface_hub_it_is_told(
+def test_a_missing_huggingface_hub_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
@@ -132,7 +132,7 @@ def test_without_huggingface_hub_it_is_told(
         pytest.fail("it was judged")
 
 
-def test_a_download_that_fails_is_told(tmp_path: Path) -> None:
+def test_a_download_that_fails_is_reported(tmp_path: Path) -> None:
     def refuse(handler: Handler) -> None:
         handler.start(404, {"Content-Length": 0})
 

@@ -33,7 +33,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def test_a_sweep_tells_what_it_found_and_exits_as_a_check_does(
+def test_a_sweep_reports_what_it_found_and_exits_as_a_check_does(
     run: Run, staged: Callable[..., Stage], tmp_path: Path
 ) -> None:
     files(tmp_path / "all", 2)
@@ -53,7 +53,7 @@ def test_a_sweep_tells_what_it_found_and_exits_as_a_check_does(
     }
 
 
-def test_one_that_is_inconsistent_is_exit_code_1_and_one_that_is_unjudged_2(
+def test_an_inconsistent_checkpoint_exits_1_and_an_unjudged_one_2(
     run: Run, staged: Callable[..., Stage], tmp_path: Path
 ) -> None:
     files(tmp_path / "all", 2)
@@ -90,7 +90,7 @@ def test_a_plan_runs_nothing(run: Run, staged: Callable[..., Stage], tmp_path: P
 
 
 @pytest.mark.parametrize("during", ["planning", "judging"])
-def test_ctrl_c_is_told_and_is_no_verdict(
+def test_ctrl_c_is_reported_and_is_no_verdict(
     run: Run,
     staged: Callable[..., Stage],
     tmp_path: Path,
@@ -157,7 +157,7 @@ def test_how_a_check_is_run_is_handed_on(
     assert job.folder == tmp_path / "clipcheck-sweep.sqlite.files" / "job-0"
 
 
-def test_a_gpu_that_nobody_has_named_is_dealt_out_as_well(
+def test_an_unnamed_gpu_is_assigned_as_well(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from clipcheck.sweep.engines import local
@@ -193,7 +193,7 @@ def test_a_gpu_that_nobody_has_named_is_dealt_out_as_well(
         (["all", "--ledger", "no/where"], "expected a folder for the ledger"),
     ],
 )
-def test_what_makes_no_sense_is_told_in_one_line(
+def test_what_makes_no_sense_is_refused_in_one_line(
     run: Run, tmp_path: Path, arguments: list[str], told: str
 ) -> None:
     files(tmp_path / "all", 1)
@@ -222,7 +222,7 @@ def test_without_ray_it_says_how_to_get_it(
     assert "pip install 'clipcheck[ray]'" in done.err
 
 
-def test_a_cluster_that_is_not_there_is_told_and_none_is_started(
+def test_a_missing_cluster_is_reported_and_none_is_started(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ray = pytest.importorskip("ray")

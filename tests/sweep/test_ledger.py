@@ -100,7 +100,7 @@ def test_a_ledger_that_is_open_is_not_opened_by_another_process(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("number", NONE)
-def test_where_there_are_no_locks_that_is_told_at_once(
+def test_missing_locks_are_reported_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     refuse_locks(monkeypatch, number)
@@ -137,7 +137,7 @@ def test_a_ledger_of_another_schema_is_refused(tmp_path: Path) -> None:
         Ledger(tmp_path / "ledger")
 
 
-def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_a_missing_folder_is_reported(tmp_path: Path) -> None:
     with pytest.raises(LedgerError, match="--ledger"):
         Ledger(tmp_path / "nowhere" / "ledger")
 

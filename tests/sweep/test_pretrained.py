@@ -34,7 +34,7 @@ def test_of_the_list_what_openai_released_is_known_by_its_hash(
 
 
 @pytest.mark.thorough
-def test_of_the_list_all_are_an_architecture_that_can_be_judged_or_say_why_not() -> None:
+def test_every_entry_of_the_list_can_be_judged_or_says_why_not() -> None:
     entries = pretrained()
     for entry in entries:
         assert bool(entry.unfit) != (entry.architecture is not None), entry.label
@@ -46,7 +46,7 @@ def test_of_the_list_all_are_an_architecture_that_can_be_judged_or_say_why_not()
     assert all("of transformers, whose configuration" in entry.unfit for entry in unfit)
 
 
-def test_the_tag_tells_the_activation() -> None:
+def test_the_tag_shows_the_activation() -> None:
     gelu, quick = (
         entry_of("m/t", MODEL, {"url": "https://example.org/m.pt", **more}).dimensions
         for more in ({}, {"quick_gelu": True})
@@ -55,7 +55,7 @@ def test_the_tag_tells_the_activation() -> None:
     assert gelu == ARCHITECTURES["ViT-B/32"].with_blocks(activation=Activation.GELU)
 
 
-def test_weights_of_open_clip_are_run_by_it_and_their_address_tells_how_their_hash_begins() -> None:
+def test_open_clip_runs_its_weights_and_their_address_has_the_start_of_their_hash() -> None:
     url = f"{PLACE}/vit_b_32-quickgelu-laion400m_e32-46683a32.pt"
     entry = entry_of("m/t", MODEL, {"url": url, "quick_gelu": True})
     assert entry.backends == ("open_clip",)
@@ -76,7 +76,7 @@ def test_what_open_clip_computes_is_exported_from_it() -> None:
     assert entry.source.size == pytest.approx(257e6, rel=0.05)
 
 
-def test_an_address_that_tells_no_hash_has_none() -> None:
+def test_an_address_without_a_hash_has_none() -> None:
     url = "https://example.org/46683a32/model-46683a32.pt"
     assert entry_of("m/t", MODEL, {"url": url, "quick_gelu": True}).source.sha256 == ""
 

@@ -58,7 +58,7 @@ def lost(job: Job) -> Outcome:
     return Outcome(job.number, "lost", "worker 0", reason="the node is gone")
 
 
-def test_each_checkpoint_is_judged_once_and_told_in_the_order_of_the_catalogue(
+def test_each_checkpoint_is_judged_once_and_reported_in_the_order_of_the_catalogue(
     tmp_path: Path,
 ) -> None:
     entries = files(tmp_path / "files", 5)
@@ -89,7 +89,7 @@ def test_a_file_that_has_changed_is_judged_again(tmp_path: Path) -> None:
     assert states(done) == ["consistent"]
 
 
-def test_a_file_that_was_moved_is_not_judged_again_and_is_told_by_its_new_name(
+def test_a_moved_file_is_not_judged_again_and_is_listed_by_its_new_name(
     tmp_path: Path,
 ) -> None:
     (entry,) = files(tmp_path / "files", 1)
@@ -329,7 +329,7 @@ def test_files_that_are_here_take_nothing_of_the_disk(tmp_path: Path) -> None:
     assert stage.most == 4
 
 
-def test_what_does_not_fit_on_the_disk_at_all_is_told(tmp_path: Path) -> None:
+def test_what_does_not_fit_on_the_disk_at_all_is_reported(tmp_path: Path) -> None:
     entries = [*urls(1, size=300), *urls(2, size=None)[1:]]
     done, stage = swept(tmp_path, entries, passing, disk=250)
     assert stage.begun == []
@@ -365,7 +365,7 @@ def test_what_a_dead_worker_has_fetched_is_removed(tmp_path: Path) -> None:
     assert len(stage.begun) == 2
 
 
-def test_each_job_that_ended_is_told_in_a_line(tmp_path: Path) -> None:
+def test_each_finished_job_gets_a_line(tmp_path: Path) -> None:
     lines: list[str] = []
     entries = files(tmp_path / "files", 2)
     with Ledger(tmp_path / "ledger") as ledger:

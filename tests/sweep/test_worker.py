@@ -67,7 +67,7 @@ def test_all_that_fit_are_one_unit_with_what_was_left_out(
     assert (left_out.backend, left_out.checkpoint) == ("eager", "its name")
 
 
-def test_a_file_that_cannot_be_opened_is_told_of_each_backend(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_opened_is_reported_for_each_backend(tmp_path: Path) -> None:
     path = tmp_path / "broken.pt"
     path.write_bytes(b"PK\x03\x04nothing")
     found = done(of(path, "jit", "trace"))
@@ -111,7 +111,7 @@ def test_a_checkpoint_without_a_comparison_gets_a_final_verdict(
         assert (unit.failed, unit.ended) == ("", "")
 
 
-def test_code_that_ended_its_cell_is_told_as_that(
+def test_code_that_ended_its_sandbox_process_is_reported_as_that(
     archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def crashed(*_: object) -> None:

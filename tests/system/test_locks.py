@@ -28,7 +28,7 @@ def test_only_one_process_holds_the_lock(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", NONE)
-def test_without_locks_nobody_waits_or_leaves_a_file(
+def test_without_locks_no_process_waits_or_leaves_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     refuse_locks(monkeypatch, number)

@@ -109,7 +109,7 @@ def test_a_reservation_that_a_killed_process_had_only_begun_does_not_count(tmp_p
     assert not (tmp_path / "dead.reserved").exists()
 
 
-def test_without_locks_nobody_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_locks_no_process_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refuse_locks(monkeypatch)
     with (
         memory.reserved(tmp_path, 3 * GB, lambda: 4 * GB),

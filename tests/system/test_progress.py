@@ -37,7 +37,7 @@ def test_parts_of_no_weight_are_alike() -> None:
     assert [part.end for part in Span(Listener()).split([0, 0])] == [0.5, 1.0]
 
 
-def test_a_gauge_is_told_the_share_of_the_whole() -> None:
+def test_a_gauge_gets_the_share_of_the_whole() -> None:
     listener = Listener()
     _, part = Span(listener).split([1, 3])
     part.say("running")
@@ -61,7 +61,7 @@ def test_a_function_that_takes_words_is_enough() -> None:
     assert words == ["running"]
 
 
-def test_a_tally_never_tells_of_more_than_all() -> None:
+def test_a_tally_never_counts_more_than_all() -> None:
     told: list[float] = []
     tally = Tally(4, told.append)
     for count in (1, 2, 2):
@@ -70,7 +70,7 @@ def test_a_tally_never_tells_of_more_than_all() -> None:
     assert told == [0.25, 0.75, 1.0, 1.0]
 
 
-def test_the_import_of_torch_is_told_where_it_is_still_to_be_done(
+def test_the_import_of_torch_is_announced_if_it_is_still_to_be_done(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     listener = Listener()

@@ -29,7 +29,7 @@ def test_the_cores_are_divided_among_the_busy_workers(cores: int, busy: int, exp
     assert workers.threads(cores, busy) == expected
 
 
-def test_each_worker_is_told_its_share_by_all_that_torch_and_blas_read() -> None:
+def test_each_worker_gets_its_share_of_cores_in_every_variable_that_torch_and_blas_read() -> None:
     there = specs(4)
     workers.divide_cores(there, busy=4)
     assert [spec.env for spec in there] == 4 * [dict.fromkeys(workers.THREADS, "2")]

@@ -44,7 +44,7 @@ def test_a_wheel_holds_the_tracked_files_of_the_package_and_nothing_else(tmp_pat
 
 
 @pytest.mark.parametrize("gone", IN_WHEEL)
-def test_what_a_wheel_lacks_is_told(tmp_path: Path, gone: str) -> None:
+def test_what_a_wheel_lacks_is_reported(tmp_path: Path, gone: str) -> None:
     path = wheel(tmp_path, [name for name in IN_WHEEL if name != gone])
     assert build_dist.wheel_mistakes(path, FILES) == [f"{path.name}: {gone} is missing"]
 
@@ -52,7 +52,7 @@ def test_what_a_wheel_lacks_is_told(tmp_path: Path, gone: str) -> None:
 @pytest.mark.parametrize(
     "extra", ["tests/test_cli.py", "clipcheck/__pycache__/cli.cpython-311.pyc", "clipcheck/new.py"]
 )
-def test_what_should_not_be_in_a_wheel_is_told(tmp_path: Path, extra: str) -> None:
+def test_what_should_not_be_in_a_wheel_is_reported(tmp_path: Path, extra: str) -> None:
     path = wheel(tmp_path, [*IN_WHEEL, extra])
     assert build_dist.wheel_mistakes(path, FILES) == [f"{path.name}: {extra} should not be in it"]
 

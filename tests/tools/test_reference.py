@@ -152,7 +152,7 @@ def test_every_part_has_its_place_in_a_page() -> None:
     assert [name for name in reference.PARTS if f"<!-- generated: {name}" not in pages] == []
 
 
-def test_a_gate_is_shown_with_what_explain_tells() -> None:
+def test_a_gate_is_shown_with_the_text_of_explain() -> None:
     told = reference.gate("modules")
     assert told.startswith("**Each module as close to float64 as the eager one.**\n\n## Judges\n\n")
     assert "\n\narchives, float32\n\n" in told

@@ -20,7 +20,7 @@ def test_an_environment_where_all_runs_is_right(tmp_path: Path) -> None:
     assert try_wheel.main([str(tmp_path)]) == 0
 
 
-def test_what_fails_is_told_with_what_it_printed(
+def test_what_fails_is_reported_with_its_output(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     program(tmp_path, "python", "echo /usr/lib/clipcheck/__init__.py")

@@ -23,11 +23,11 @@ BILL: dict[str, Any] = {
 }
 
 
-def test_a_bill_that_tells_of_every_requirement_is_right() -> None:
+def test_a_bill_that_lists_every_requirement_is_right() -> None:
     assert write_sbom.mistakes(BILL, "1.0", NEEDED) == []
 
 
-def test_a_requirement_that_is_missing_is_told() -> None:
+def test_a_missing_requirement_is_reported() -> None:
     needed = [*NEEDED, Requirement("rich>=14.0")]
     assert write_sbom.mistakes(BILL, "1.0", needed) == ["rich is missing"]
 
@@ -38,13 +38,13 @@ def test_what_only_others_depend_on_is_not_taken_for_a_requirement() -> None:
     assert write_sbom.mistakes(bill, "1.0", NEEDED) == ["Pillow is missing"]
 
 
-def test_a_version_that_is_not_allowed_is_told() -> None:
+def test_a_version_that_is_not_allowed_is_reported() -> None:
     needed = [Requirement("torch>=2.10")]
     expected = ["torch>=2.10 is expected, the bill has 2.9.1"]
     assert write_sbom.mistakes(BILL, "1.0", needed) == expected
 
 
-def test_a_bill_of_another_release_is_told() -> None:
+def test_a_bill_of_another_release_is_reported() -> None:
     expected = ["it is of clipcheck 1.0, not of clipcheck 1.1"]
     assert write_sbom.mistakes(BILL, "1.1", NEEDED) == expected
 

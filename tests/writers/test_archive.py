@@ -198,7 +198,7 @@ def test_the_keys_shapes_and_dtypes_are_the_released_ones_in_their_order(
     assert found == expected
 
 
-def test_the_buffers_tell_the_dimensions(checkpoint: Checkpoint) -> None:
+def test_the_buffers_have_the_dimensions(checkpoint: Checkpoint) -> None:
     a = checkpoint.architecture
     values = [int(checkpoint.tensors[key]) for key in BUFFERS]
     assert values == [a.image_resolution, a.context_length, a.vocab_size]

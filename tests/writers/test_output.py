@@ -143,7 +143,7 @@ def write_it(path: Path) -> None:
         temporary.write_text("mine")
 
 
-def test_what_a_killed_process_left_is_taken_away_and_what_a_living_one_writes_is_not(
+def test_files_of_a_killed_process_are_deleted_and_those_of_a_living_one_are_not(
     tmp_path: Path,
 ) -> None:
     with another(tmp_path / "theirs") as living, another(tmp_path / "dead") as dead:
@@ -161,7 +161,7 @@ def test_what_a_killed_process_left_is_taken_away_and_what_a_living_one_writes_i
     }
 
 
-def test_what_may_be_of_a_living_process_or_of_somebody_else_is_left_alone(
+def test_folders_of_living_processes_and_of_other_users_are_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     elsewhere = tmp_path / ".clipcheck-01234567-abcdefgh"  # of another machine

@@ -100,7 +100,7 @@ def test_the_scale_is_that_of_the_released_models(weights: Weights) -> None:
     assert float(weights["logit_scale"].exp()) == pytest.approx(100)
 
 
-def test_the_buffers_tell_the_dimensions(architecture: Architecture, weights: Weights) -> None:
+def test_the_buffers_have_the_dimensions(architecture: Architecture, weights: Weights) -> None:
     a = architecture
     values = [int(weights[key]) for key in BUFFERS]
     assert values == [a.image_resolution, a.context_length, a.vocab_size]

@@ -26,7 +26,7 @@ def weights() -> dict[str, torch.Tensor]:
     return train(SMALL, steps=60)
 
 
-def test_a_model_learns_to_tell_pictures_by_their_captions(
+def test_a_model_learns_to_match_pictures_with_their_captions(
     weights: dict[str, torch.Tensor],
 ) -> None:
     def right(weights: dict[str, torch.Tensor]) -> float:

@@ -278,7 +278,9 @@ def test_forward_is_not_listened_to_where_both_towers_end_as_in_the_encoders(
     assert not found.skipped
 
 
-def test_what_is_not_finite_fails_and_what_is_given_it_is_not_judged(judged: Judged) -> None:
+def test_a_module_that_gives_nan_fails_and_those_that_get_nan_are_not_judged(
+    judged: Judged,
+) -> None:
     def alter(model: Any) -> None:
         norm = model.visual.ln_pre
         forward = norm.forward
@@ -314,7 +316,7 @@ def test_a_module_that_writes_over_its_input_is_judged_on_what_it_was_given(
 
 
 @pytest.mark.thorough
-def test_of_several_tensors_that_go_in_the_one_that_it_computes_with_counts(
+def test_of_several_input_tensors_the_one_used_for_computing_counts(
     judged: Judged,
 ) -> None:
     """Which one that is no code says. The others would give something far off."""
@@ -528,7 +530,7 @@ def test_the_eager_model_is_left_as_it_was(tmp_path: Path) -> None:
         assert torch.equal(tensor, values)
 
 
-def test_a_module_that_one_method_calls_otherwise_is_skipped_in_that_one_alone() -> None:
+def test_a_module_that_one_method_calls_differently_is_skipped_in_that_method_alone() -> None:
     known: Any = SimpleNamespace(blocks={"conv1": "", "conv2": "", "conv3": ""})
     found = Judge(
         known,

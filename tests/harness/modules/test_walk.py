@@ -172,7 +172,7 @@ def test_what_lies_between_the_modules_of_a_vision_transformer_has_a_place(
     ],
     quick=1,
 )
-def test_a_resnet_whose_archive_has_one_relu_for_three_is_walked_through_all_the_same(
+def test_a_resnet_whose_archive_has_one_relu_for_three_is_walked_through(
     walked: Walked, fault: str, place: tuple[str, str]
 ) -> None:
     ((module, part),) = named(walked(RESNET, PLANTS[fault]))
@@ -312,7 +312,7 @@ def test_no_more_is_held_than_two_blocks_and_the_ends_of_the_towers(
     assert max(len(held - set(LAST)) for held in most) == 2
 
 
-def test_the_order_that_rows_are_taken_in_is_told_from_other_rows() -> None:
+def test_the_same_rows_in_another_order_are_distinguished_from_other_rows() -> None:
     rows = torch.arange(6.0).reshape(3, 2)
     order = walking._order(rows[[2, 0, 1]], rows)
     assert order is not None
@@ -399,7 +399,7 @@ def test_of_several_tensors_that_go_in_one_is_what_should_and_the_others_are_no_
     assert not walked(VIT, alter).found
 
 
-def test_the_sum_behind_attention_is_told_from_that_behind_the_perceptron(walked: Walked) -> None:
+def test_the_sums_after_attention_and_after_the_mlp_are_distinguished(walked: Walked) -> None:
     def alter(model: Any) -> None:
         block = model.visual.transformer.resblocks[0]
 
@@ -485,7 +485,7 @@ def test_what_broke_off_in_one_method_is_not_taken_for_where_the_next_one_did(
 
 
 @pytest.mark.thorough
-def test_pooling_is_not_told_from_a_module_before_it_that_the_archive_does_not_call(
+def test_pooling_is_not_separated_from_a_module_before_it_that_is_not_called(
     walked: Walked,
 ) -> None:
     def alter(model: Any) -> None:

@@ -223,7 +223,7 @@ def test_an_image_that_neither_side_takes_is_the_same() -> None:
     assert (result.compared, result.same) == (1, 1)
 
 
-def test_counts_add_up_and_the_first_example_is_told(candidates: Candidates) -> None:
+def test_counts_add_up_and_the_first_example_is_shown(candidates: Candidates) -> None:
     texts = ["dog " * 30, "a", "two", "caf\u00e9 \x07"]
 
     def sometimes(ids: Array) -> Array:
@@ -242,7 +242,7 @@ def test_counts_add_up_and_the_first_example_is_told(candidates: Candidates) -> 
     assert (repaired.count, repaired.example) == (1, ascii("caf\u00e9 \x07"))
 
 
-def test_rounding_is_told_of_those_that_are_the_same() -> None:
+def test_rounding_is_reported_for_outputs_that_count_as_equal() -> None:
     def run(image: Image.Image) -> Array:
         return SMALL.pixels(image) + np.float32(1e-6)
 

@@ -260,7 +260,7 @@ def test_a_tokenizer_of_transformers_in_an_open_clip_folder_is_known_as_such(
     ("library", "name"),
     [(transformers, "preprocessor_config.json"), (open_clip, "open_clip_config.json")],
 )
-def test_a_damaged_file_is_told_of_with_the_words_of_the_library(
+def test_a_damaged_file_is_reported_with_the_message_of_the_library(
     tmp_path: Path, library: object, name: str
 ) -> None:
     (tmp_path / name).write_text("{")

@@ -22,9 +22,7 @@ def test_the_other_backends_take_the_pixels_and_ids_of_clipcheck(name: str, tmp_
     assert registry.of(name, checkpoint(), tmp_path) == []
 
 
-def test_a_library_that_is_not_there_is_told_of(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(Transformers, "available", lambda: Missing("it is gone", "Get it."))
     with pytest.raises(UnavailableError, match=r"^transformers: it is gone\. Get it\.$"):
         registry.of("transformers", checkpoint(), tmp_path)
@@ -39,7 +37,7 @@ def test_another_vocabulary_than_clips_has_no_texts_to_compare(
     assert {each.kind for each in registry.of(library, checkpoint(), tmp_path)} == {"image", "text"}
 
 
-def test_every_difference_has_a_name_of_its_own_and_says_where_it_is_told_of() -> None:
+def test_every_difference_has_a_unique_name_and_a_reference() -> None:
     known = [each for each in vars(differences).values() if isinstance(each, Difference)]
     assert len({each.name for each in known}) == len(known) > 10
     for each in known:

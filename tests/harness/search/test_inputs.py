@@ -66,7 +66,7 @@ def test_an_exhaustive_walk_comes_last() -> None:
     assert np.array_equal(found[-1].tokens, walk[-1].tokens)
 
 
-def test_another_way_to_take_raw_inputs_is_told() -> None:
+def test_raw_inputs_of_another_form_are_reported() -> None:
     found = drawn(EDGE_CASES + 3)
     assert found.unlike(Frontend(16, 8)) == []
     assert len(found.unlike(Frontend(17, 8))) == 1

@@ -197,7 +197,7 @@ def test_a_chunk_that_pillow_does_not_expect_is_one_error_or_none(
         read(folder)
 
 
-def test_a_document_of_another_kind_of_schema_is_told_in_a_few_words(folder: Path) -> None:
+def test_a_document_of_another_schema_gets_a_short_message(folder: Path) -> None:
     _alter(folder, schema="x" * 100_000)
     with pytest.raises(ReplayError, match="schema 'xxx") as caught:
         read(folder)

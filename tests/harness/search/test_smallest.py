@@ -199,7 +199,7 @@ def test_ids_that_no_text_gives_stay_ids(look: Callable[..., Found]) -> None:
     assert prompt == (49406, 0, 49407)
 
 
-def test_ids_are_told_as_a_text_where_one_gives_them(
+def test_ids_are_shown_as_a_text_that_gives_them(
     look: Callable[..., Found], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     both = Source._prompts

@@ -221,7 +221,7 @@ def test_what_could_not_be_judged_says_why() -> None:
     assert not found.all("svg")
 
 
-def test_where_it_departs_first_is_said_at_the_top_and_tower_by_tower() -> None:
+def test_the_first_departure_is_shown_at_the_top_and_for_each_tower() -> None:
     found = failed_page().text
     top = found.partition("Gates ")[0]
     assert "Departs first at transformer.resblocks.0.mlp , sum behind it (text), which is" in top
@@ -273,7 +273,7 @@ def test_ids_that_no_text_gives_are_shown_as_such() -> None:
     assert "prompt ids 49406 7 49407" in page(replace(FAILED, failing=ids)).text
 
 
-def test_where_the_files_own_code_ran_is_told() -> None:
+def test_the_page_says_where_the_files_own_code_ran() -> None:
     apart = replace(PASSED, isolation=("no network (seccomp)", "no new privileges"))
     assert "sandboxed: no network (seccomp); no new privileges" in page(apart).text
     assert "unsandboxed" in page(replace(PASSED, isolation=())).text

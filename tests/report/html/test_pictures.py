@@ -48,7 +48,7 @@ def test_a_great_picture_is_scaled_down_and_says_so() -> None:
 
 
 @pytest.mark.parametrize("number", [1, 2, 10, 100, 500])
-def test_so_many_pictures_of_noise_fit_into_a_page(number: int) -> None:
+def test_many_pictures_of_noise_fit_into_a_page(number: int) -> None:
     side = side_for(number)
     noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
     taken = len(picture(Image.fromarray(noise), side).source)

@@ -42,7 +42,7 @@ def test_each_tower_has_its_own_modules_in_the_order_of_the_calls(
     assert plot.caption.startswith(f"All {len(expected)} are within their limit, 10× the eager")
 
 
-def test_a_tower_of_which_nothing_was_judged_has_no_plot() -> None:
+def test_a_tower_without_judged_outputs_has_no_plot() -> None:
     assert drift([error("ln_final")], "image", FLOAT32, "key") is None
 
 

@@ -34,7 +34,7 @@ def test_a_worker_does_one_job_after_another(tmp_path: Path) -> None:
     assert found[0].found.split()[0] != str(os.getpid())
 
 
-def test_a_worker_with_nothing_to_do_ends_by_itself_and_lets_go_of_what_it_holds(
+def test_a_worker_with_nothing_to_do_ends_by_itself_and_releases_what_it_holds(
     tmp_path: Path,
 ) -> None:
     """One that is killed leaves its semaphores, of which Python warns."""
@@ -88,7 +88,7 @@ def test_threads_that_the_user_set_are_left_alone(
     assert local.threads() == 4
 
 
-def test_a_worker_that_dies_is_told_and_replaced(tmp_path: Path) -> None:
+def test_a_worker_that_dies_is_reported_and_replaced(tmp_path: Path) -> None:
     local = engine(tmp_path, perform=ended)
     try:
         local.submit(job(3))

@@ -52,7 +52,7 @@ def test_a_job_is_done_on_a_node(engine: RayEngine) -> None:
     assert outcome.worker
 
 
-def test_a_worker_that_dies_is_told_and_not_retried_by_ray(
+def test_a_worker_that_dies_is_reported_and_not_retried_by_ray(
     engine: RayEngine, tmp_path: Path
 ) -> None:
     log = tmp_path / "log"
@@ -102,7 +102,7 @@ def test_closing_ends_what_runs(address: str) -> None:
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1", "127.0.0.1:x"])
-def test_an_address_where_nobody_answers_is_told(address: str) -> None:
+def test_an_address_that_does_not_answer_is_reported(address: str) -> None:
     started = time.monotonic()
     with pytest.raises(UnavailableError, match="expected a Ray cluster at"):
         connected(address, None)
