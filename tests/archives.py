@@ -44,7 +44,8 @@ def traced(
 
 
 class Forward(nn.Module):
-    """Has both encoders, and a ``forward`` that may give something else than the reference's.
+    """An archive with both encoders and a ``forward`` that may return something else than the
+    reference's.
 
     Args:
         model: the reference package's.
@@ -85,7 +86,7 @@ def traced_forward(
 
 
 def saved_trace(model: nn.Module, given: Mapping[str, tuple[Tensor, ...]], path: Path) -> Path:
-    """Trace methods with what they are given."""
+    """Trace methods with the given inputs, and save the archive."""
     with torchscript_support.silenced(), torch.no_grad(), warnings.catch_warnings():
         # Shapes that become constants: the tracer warns of each.
         warnings.simplefilter("ignore", torch.jit.TracerWarning)

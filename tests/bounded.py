@@ -42,13 +42,13 @@ class Outcome:
 
 
 class Bounded:
-    """The other process; started on first use, and again after an attack has ended it."""
+    """The other process; started at the first use, and again after an attack has ended it."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
 
     def run(self, *arguments: object, folder: Path) -> Outcome:
-        """``clipcheck ARGUMENTS`` in ``folder``."""
+        """Run ``clipcheck ARGUMENTS`` in ``folder``."""
         if self._process is None:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tests.bounded"],
@@ -72,7 +72,7 @@ class Bounded:
         return Outcome(code, "", "", _MOST_SECONDS, 0)
 
     def close(self) -> None:
-        """End it."""
+        """End the process."""
         if self._process is not None:
             self._process.kill()
             self._process.communicate()

@@ -28,8 +28,8 @@ TINY = ("tiny-vit", "tiny-resnet")
 
 
 class Here:
-    """In place of worker processes, of which each would import torch: one job after the other, in
-    this one. The audit of tests/cli has real ones."""
+    """Stands for worker processes: runs one job after another in this process, because each worker
+    would import torch. The audit of tests/cli has real ones."""
 
     def __init__(self, _: int, __: object, work: Callable[[Any], object], *___: object) -> None:
         self._work = work
@@ -60,8 +60,8 @@ def _here() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="module")
 def _smaller() -> Iterator[None]:
-    """With one block of each kind, under the names of the two for tests: what takes the time is to
-    trace them. The words remain, which the classic assertion is about."""
+    """Make both small architectures smaller: one block of each kind, because tracing takes the
+    time. They keep their vocabulary, which the classic assertion needs."""
     towers = {"tiny-vit": ViT(1, 64, 8), "tiny-resnet": ResNet((1, 1, 1, 1), 8)}
     with pytest.MonkeyPatch.context() as patch:
         for name, vision in towers.items():

@@ -38,7 +38,7 @@ Weights = dict[str, torch.Tensor]
 
 
 class Subject(NamedTuple):
-    """A small architecture, its weights, and what it should give for each batch."""
+    """A small architecture, its weights, and its expected outputs for each batch."""
 
     architecture: Architecture
     weights: Weights
@@ -48,7 +48,7 @@ class Subject(NamedTuple):
 
 
 def smallest(name: str) -> Architecture:
-    """As few layers as the variants need: what takes the time is to trace them."""
+    """Return as few layers as the variants need, because tracing takes the time."""
     architecture = small(name)
     if isinstance(architecture.vision, ViT):
         return replace(architecture, vision=replace(architecture.vision, layers=2))
@@ -56,7 +56,8 @@ def smallest(name: str) -> Architecture:
 
 
 def images(architecture: Architecture) -> torch.Tensor:
-    """Noise; then one flat, one saturated, one flat in its upper half, and one gradient."""
+    """Return six images: noise, one flat, one saturated, one flat in its upper half, and a
+    gradient."""
     side = architecture.image_resolution
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randn(6, 3, side, side, generator=generator)
@@ -68,7 +69,8 @@ def images(architecture: Architecture) -> torch.Tensor:
 
 
 def texts(architecture: Architecture) -> torch.Tensor:
-    """Of all lengths, the empty and the full one included; one of a single id, one with id 0."""
+    """Return texts of all lengths, with the empty and the full one, one of a single id, and one
+    with id 0."""
     most = architecture.vocab_size
     generator = torch.Generator().manual_seed(0)
     ids = torch.zeros(7, architecture.context_length, dtype=torch.int32)
@@ -88,14 +90,14 @@ def outputs(model: Any, batch: Batch) -> Outputs:
 
 
 def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """Root of the mean square of the worst row; infinite where they cannot be compared."""
+    """Return the RMSE of the worst row, or infinity if outputs cannot be compared."""
     if found.shape != expected.shape or not found.isfinite().all():
         return math.inf
     return float((found - expected).square().mean(dim=-1).sqrt().max())
 
 
 def archive(subject: Subject, variant: Variant, path: Path) -> Any:
-    """With ``variant`` planted: written, and loaded to run in float32 on the CPU."""
+    """Write an archive with ``variant`` planted, and load it for float32 on the CPU."""
     with torchscript_support.silenced():
         write_archive(subject.architecture, subject.weights, path, alter=variant.plant)
         model = load_archive(path, CPU)
@@ -110,7 +112,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def _quick() -> Iterator[None]:
-    """What is small is worth neither threads nor optimised code."""
+    """Use one thread and no optimisation: both cost more than they save for small models."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with torchscript_support.silenced(), torch.jit.optimized_execution(False):
@@ -120,8 +122,8 @@ def _quick() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _forgotten() -> Iterator[None]:
-    """torch keeps the classes of every traced module, and its weights with them, until told so
-    (as in torch/testing/_internal/jit_utils.py): two gigabytes for this file."""
+    """Make torch forget the classes of traced modules, which keep their weights (as in
+    torch/testing/_internal/jit_utils.py): two gigabytes for this file."""
     yield
     torchscript_support.forget_classes()
     torch.jit._state._clear_class_state()
@@ -155,7 +157,8 @@ def eager(architecture: Architecture, weights: Weights, dtype: torch.dtype) -> C
 
 
 def error(subject: Subject, variant: Variant, path: Path) -> float:
-    """The greatest over all batches and outputs, as a multiple of float32's own."""
+    """Return the greatest error over all batches and outputs, as a multiple of float32's rounding
+    error."""
     model = archive(subject, variant, path)
     torch.manual_seed(0)
     return max(
@@ -168,14 +171,14 @@ def error(subject: Subject, variant: Variant, path: Path) -> float:
 
 
 def some(variants: tuple[Variant, ...]) -> tuple[Variant, ...]:
-    """The first of each family that ordinary inputs show. `clipcheck audit`, which the gate of a
-    change runs, wants every one of them told from what is right, in both architectures."""
+    """Return the first variant of each family that ordinary inputs show. `clipcheck audit`, which
+    runs before a change lands, requires all of them, in both architectures."""
     shown = [variant for variant in variants if not variant.hidden]
     return tuple({variant.family: variant for variant in reversed(shown)}.values())
 
 
 def cases(variants: tuple[Variant, ...], *quick: str) -> Any:
-    """Each variant in the first small architecture that it applies to."""
+    """Pair each variant with the first small architecture that it applies to."""
     first = {v.name: next(name for name in TINY if v.applies_to(small(name))) for v in variants}
     found = [
         pytest.param(first[variant.name], variant, id=f"{variant.name}-{first[variant.name]}")

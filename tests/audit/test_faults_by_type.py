@@ -64,7 +64,7 @@ SLOW = ("siglip", "mobileclip")
 
 @functools.cache
 def dealt() -> dict[str, list[str]]:
-    """Each variant to one of the models that it applies to: the one that has the fewest by then."""
+    """Assign each variant to the model with the fewest so far, among those that it applies to."""
     applying = {
         name: {v.name for v in ALL if v.applies_to(small.small(name), "trace")}
         for name in (*FAST, *SLOW)

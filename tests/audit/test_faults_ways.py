@@ -52,7 +52,7 @@ def benches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Benc
 
 
 def smallest(name: str) -> Architecture:
-    """One layer of each kind: what takes the time is to export them."""
+    """Return one layer of each kind, because exporting takes the time."""
     architecture = architecture_named(name)
     vision = architecture.vision
     layers = (
@@ -62,9 +62,9 @@ def smallest(name: str) -> Architecture:
 
 
 def cases(variants: tuple[Variant, ...], *quick: tuple[str, str]) -> Any:
-    """Each variant in the first small architecture that it applies to, in the fastest backend that
-    it can be planted in; what is as it is in each that is fast. The first are the ``quick`` ones,
-    by backend and name."""
+    """Pair each variant with the first small architecture and the fastest backend that it applies
+    to; the unaltered model with every fast one. The ``quick`` ones, by backend and name, come
+    first."""
     found = {}
     for variant in variants:
         fast = [backend for backend in FAST if backend in variant.plants]

@@ -37,7 +37,7 @@ _NAMES = re.compile(r"\.___torch_mangle_\d+| # .*")
 
 
 def traced(architecture: Architecture, weights: dict[str, Tensor], alter: Alter) -> list[Any]:
-    """Everything that an archive consists of: code, constants and weights."""
+    """Return everything that an archive consists of: code, constants and weights."""
     torchscript_support.forget_classes()
     module = archive._trace(architecture, archive.buffers(architecture) | weights, alter)
     graphs = [module._c._get_method(name).inlined_graph for name in module._c._method_names()]
@@ -56,7 +56,7 @@ def epsilon_set_again(model: Any) -> None:
 
 
 def vacuous(faults: Sequence[Variant], architecture: Architecture) -> list[str]:
-    """Names of faults that leave an archive as it is."""
+    """Return the names of faults that leave an archive unchanged."""
     weights = {key: tensor.float() for key, tensor in synthesize(architecture).items()}
 
     def given() -> dict[str, Tensor]:
@@ -94,7 +94,7 @@ def outputs(model: DualEncoder, pixels: Tensor, tokens: Tensor) -> list[Tensor]:
 
 
 def apart(found: Tensor, plain: Tensor) -> bool:
-    """Whether they differ by more than float64 rounds."""
+    """Whether two outputs differ by more than float64 rounds."""
     return float((found - plain).abs().max() / plain.abs().max()) > 1e-9
 
 

@@ -16,7 +16,7 @@ from tests.thorough import thorough
 
 @pytest.fixture(scope="package", autouse=True)
 def one_thread() -> Iterator[None]:
-    """What is compiled for several ends the process where it raises in one of them."""
+    """Use one thread: compiled code for several ends the process if one of them raises."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -25,7 +25,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
-    """The folder. Tests must not change what is in it."""
+    """Return the folder. Tests must not change its contents."""
     folder = tmp_path_factory.getbasetemp()
     if hasattr(pytestconfig, "workerinput"):
         folder = folder.parent
@@ -36,5 +36,6 @@ def built(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config)
     scope="session", params=[pytest.param(MINUTE, id="vit"), thorough(MINUTE_RESNET, id="resnet")]
 )
 def small_archive(request: pytest.FixtureRequest, built: Path) -> Path:
-    """An archive of the smallest model of each kind in turn. Tests must not change the file."""
+    """Yield an archive of the smallest model of each kind in turn. Tests must not change the
+    file."""
     return minute(built, Format.ARCHIVE, request.param)

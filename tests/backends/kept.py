@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 
 
 class Kept:
-    """Builds an artefact once for each key, in a folder, for all processes that have it."""
+    """Builds an artefact once for each key, in a folder that several processes share."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -44,7 +44,7 @@ class Kept:
 
 
 def minute(built: Path, form: Format, architecture: Architecture = MINUTE) -> Path:
-    """A file of a smallest model, written once for all processes that have the folder."""
+    """Return the file of a smallest model, written once for all processes that share the folder."""
     kind = type(architecture.vision).__name__.lower()
     path = built / f"minute-{kind}-{form.name.lower()}.pt"
     built.mkdir(exist_ok=True)
@@ -61,7 +61,7 @@ def source(
     dtype: str = "float32",
     options: Mapping[str, str] | None = None,
 ) -> Source:
-    """Of an archive, on the CPU, with artefacts in ``folder``."""
+    """Return the source of an archive, on the CPU, with artefacts in ``folder``."""
     checkpoint = open_checkpoint(archive)
     released = {key: spec.released_dtype for key, spec in specs(checkpoint.architecture)}
     weights = {
@@ -82,7 +82,7 @@ def source(
 
 
 def batch(architecture: Architecture, images: int, texts: int) -> tuple[Pixels, Tokens]:
-    """Seeded pixels and ids, as different from row to row as they can be."""
+    """Return seeded pixels and ids that differ from row to row as much as possible."""
     a = architecture
     random = np.random.default_rng([images, texts])
     sides = (a.image_resolution, a.image_resolution)
@@ -107,7 +107,8 @@ def expected(model: eager.CLIP, pixels: Pixels, tokens: Tokens) -> Named:
 
 
 def assert_near(found: Named, wanted: Named, atol: float) -> None:
-    """All outputs, of one shape and dtype. ``atol`` is a share of each one's greatest value."""
+    """Compare all outputs, of one shape and dtype. ``atol`` is a share of each one's greatest
+    value."""
     assert list(found) == list(wanted)
     for name, value in wanted.items():
         assert found[name].dtype == value.dtype, name
@@ -117,14 +118,14 @@ def assert_near(found: Named, wanted: Named, atol: float) -> None:
 
 
 def assert_same(found: Named, wanted: Named) -> None:
-    """All outputs, bit for bit."""
+    """Compare all outputs bit for bit."""
     assert list(found) == list(wanted)
     for name, value in wanted.items():
         np.testing.assert_array_equal(found[name], value, err_msg=name)
 
 
 def artefact(made: Source) -> Path:
-    """The file that the backend of this source was built as."""
+    """Return the file that the backend built from this source."""
     path = cast(Kept, made.artefacts).path
     assert path is not None
     return path

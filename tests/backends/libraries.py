@@ -25,7 +25,7 @@ Pair = tuple[np.ndarray, np.ndarray]
 def source_of(
     checkpoint: Checkpoint, scratch: Path, dtype: str = "float32", **options: str
 ) -> Source:
-    """The checkpoint, with the eager model of its weights in that dtype."""
+    """Return the checkpoint as a source, with the eager model of its weights in that dtype."""
     released = {key: spec.released_dtype for key, spec in specs(checkpoint.architecture)}
     wanted = getattr(torch, dtype)
     weights = {
@@ -39,7 +39,7 @@ def source_of(
 
 
 def pairs(checkpoint: Checkpoint, examples: int = 5) -> list[Pair]:
-    """Batches of several and of one, drawn from all kinds of inputs."""
+    """Yield batches of several rows and of one, drawn from all kinds of inputs."""
     a = checkpoint.architecture
     drawn = batches(examples, Inputs(a.image_resolution, a.context_length, a.vocab_size, a.grid), 0)
     found = [(batch.pixels, batch.tokens) for batch in drawn]
@@ -53,7 +53,7 @@ def run(backend: Backend, pair: Pair) -> Named:
 
 
 def ratios(source: Source, backend: Backend, batch: list[Pair]) -> list[float]:
-    """By output and batch: how far from float64, in units of the eager model's distance."""
+    """Return errors vs float64 by output and batch, in units of the eager model's error."""
     a = source.checkpoint.architecture
     reference = Reference(source.model, a, CPU)
     found = []
@@ -74,7 +74,7 @@ def _rmse(values: Any, exact: Any) -> float:
 
 
 def assert_fits(backend: type[Backend]) -> None:
-    """It says what it is, and can run here."""
+    """The backend describes itself, and can run here."""
     assert backend.summary
     for variant in backend.variants:
         assert variant.keys() <= backend.options.keys()

@@ -1,4 +1,4 @@
-"""Compiling takes long: the package is built once for all of these tests, whoever runs them."""
+"""Compiling takes long: the package is built once for all of these tests, in all workers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from tests.samples import flipped
 
 @pytest.fixture(scope="module")
 def made(built: Path) -> Source:
-    """Of the smallest model: what is compiled takes as long as it has different layers."""
+    """Build from the smallest model: compiling takes longer with each different layer."""
     return source(minute(built, Format.STATE_DICT), built, AOTInductor)
 
 

@@ -1,4 +1,4 @@
-"""Archives as other people make them: what they are judged by, and what is told of them."""
+"""Archives that others traced: how they are judged, and what is reported of them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from tests.thorough import parametrize
 def checked(
     path: Path, dtype: str = "float32", isolation: str | None = "none", **options: Any
 ) -> Judgement:
-    """The judgement of a short check, by default in this process."""
+    """Return the judgement of a short check, by default in this process."""
     result = clipcheck.check(path, dtype=dtype, examples=2, isolation=isolation, **options)
     (judgement,) = result.judgements
     return judgement
@@ -56,7 +56,7 @@ def failed(judgement: Judgement) -> set[str]:
 
 
 class WrittenOut(nn.LayerNorm):
-    """A LayerNorm in float32, of which each step is written down."""
+    """A LayerNorm in float32, written out step by step."""
 
     def forward(self, x: Tensor) -> Tensor:
         y = x.float()
@@ -113,7 +113,7 @@ def test_normalisations_written_out_in_float32_do_not_outvote_the_half_weights(
 def open_clip_model(
     kind: str = "CLIP", dtype: torch.dtype = torch.float32, *, quick: bool = True, **options: Any
 ) -> nn.Module:
-    """open_clip's model of the same weights; ``kind`` is the name of its class."""
+    """Return open_clip's model of the same weights; ``kind`` is the name of its class."""
     library = open_clip().model
     vision = {"image_size": 16, "layers": 1, "width": 64, "patch_size": 8}
     text = {"context_length": 8, "vocab_size": 100, "width": 64, "heads": 1, "layers": 1}
@@ -320,7 +320,7 @@ def test_an_unrecognised_forward_is_reported_in_one_line_with_what_was_expected(
 
 
 class Idle(nn.Module):
-    """Holds a model, and has none of its methods; or one that fails."""
+    """Holds a model and has none of its methods, or one that fails."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -371,7 +371,7 @@ class OfThree(nn.Embedding):
 
 
 def of_one_size(path: Path, off: float = 0.0) -> Path:
-    """An archive that runs with 2 images and 3 texts only, the last one with an error."""
+    """Return an archive that runs only 2 images and 3 texts, the last one with an error."""
     model = reference().float()
     model.visual.register_forward_pre_hook(lambda _, given: given[0].reshape(2, 3, 16, 16))
     model.token_embedding.__class__ = OfThree

@@ -37,7 +37,7 @@ def never(path: Path) -> None:
 
 
 def entries(folder: Path) -> list[Path]:
-    """All that a listing shows: entries, and what is not yet or no more one."""
+    """List the visible entries of the cache, also unfinished and replaced ones."""
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
@@ -156,7 +156,7 @@ def cut_off(path: Path) -> None:
 
 
 def alter(path: Path) -> None:
-    """One bit, and the same size and time of change, as a torn write leaves it."""
+    """Flip one bit and keep the size and modification time, like a torn write."""
     stat = path.stat()
     contents = bytearray(path.read_bytes())
     contents[3] ^= 1
@@ -284,7 +284,7 @@ NAMES = "abcde"
 
 
 class Model:
-    """A cache with a limit, as simple as can be."""
+    """The simplest cache with a limit."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -481,7 +481,7 @@ def test_two_processes_with_ineffective_locks_do_not_write_to_one_entry(
     targets: list[Path] = []
 
     def interrupted(source: Path, target: Path) -> None:
-        """Half of it, and then another one comes, and copies all of its own."""
+        """Copy half; then another process copies all of its own."""
         targets.append(target)
         if len(targets) == 2:
             copy(source, target)

@@ -1,4 +1,4 @@
-"""What is of torch.compile alone; what it computes is for the conformance suite."""
+"""Properties of torch.compile alone; the conformance tests check what it computes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def made(built: Path, tmp_path: Path) -> Source:
 
 @pytest.fixture
 def uncompiled(monkeypatch: pytest.MonkeyPatch) -> Asked:
-    """torch.compile gives back what it gets; what it was asked for is here."""
+    """Make torch.compile return the model unchanged, and record its arguments."""
     asked: Asked = []
 
     def compile_nothing(function: Callable[..., Any], **how: Any) -> Callable[..., Any]:

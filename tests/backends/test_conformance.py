@@ -243,7 +243,7 @@ def lived(choice: Choice, sides: Sides, temporary: Path) -> Life:
 
 @functools.cache
 def inputs(architecture: Architecture) -> list[Batch]:
-    """The edge cases, as many images as texts, and one of each."""
+    """Return the edge cases, with as many images as texts, and one of each."""
     found = list(batches(EDGE_CASES, inputs_of(architecture), seed=0))
     found.append(found[LARGE].select([0, 1, 2], [0, 1, 2]))
     found.append(found[LARGE].select([3], [4]))
@@ -452,7 +452,7 @@ KEY = "ln_final.bias"
 
 
 def of_another_file(name: str, sides: Sides, scratch: Path) -> Backend:
-    """The file has other weights than those that are told of it."""
+    """The file has other weights than those stated for it."""
     checkpoint = sides.source.checkpoint
     tensors = {**checkpoint.tensors, KEY: checkpoint.tensors[KEY] + 1}
     other = load_sides(
@@ -468,7 +468,7 @@ def of_another_file(name: str, sides: Sides, scratch: Path) -> Backend:
 
 
 def of_another_model(name: str, sides: Sides, scratch: Path) -> Backend:
-    """The model has other weights than the file, or than the program that was made before."""
+    """The model has other weights than the file, or than the program that was made earlier."""
     source = sides.source
     build(Choice(name), source).close()
     weights = source.model.state_dict()
@@ -478,7 +478,7 @@ def of_another_model(name: str, sides: Sides, scratch: Path) -> Backend:
 
 
 def altered(name: str, sides: Sides, scratch: Path) -> Backend:
-    """Its weights were changed after it was loaded."""
+    """The weights were changed after loading."""
     backend: Any = build(Choice(name), sides.source)
     module = getattr(backend._module, "_model", backend._module)
     with torch.no_grad():
@@ -487,7 +487,7 @@ def altered(name: str, sides: Sides, scratch: Path) -> Backend:
 
 
 def unlike_its_source(name: str, sides: Sides, scratch: Path) -> Backend:
-    """It holds other tensors than the model that it was made of."""
+    """The backend holds other tensors than the model that it was made from."""
     backend = build(Choice(name), sides.source)
     bias = sides.source.model.ln_final.bias
     sides.source.model.ln_final.bias = torch.nn.Parameter(bias + 1, requires_grad=False)

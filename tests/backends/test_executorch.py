@@ -1,4 +1,4 @@
-"""Programs of ExecuTorch are judged, in the sandbox for files of others."""
+"""Programs of ExecuTorch are judged; files that others made run in the sandbox."""
 
 from __future__ import annotations
 

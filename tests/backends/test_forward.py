@@ -114,7 +114,7 @@ def test_anything_else_is_described(given: Any, message: str) -> None:
 
 
 class Fake:
-    """An archive whose methods give what they are told to."""
+    """An archive whose methods return the given outputs."""
 
     def __init__(self, takes: int = 2, **used: Sequence[str]) -> None:
         keys = {method: frozenset(each) for method, each in used.items()}

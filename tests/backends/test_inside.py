@@ -1,4 +1,4 @@
-"""Modules inside of programs, and the faults that only they show."""
+"""Modules inside of programs, and faults that only these show."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ VERSIONS = {
 
 
 def case(pattern: Pattern, **changes: object) -> list[Known]:
-    """What is matched where that failure shows, but for some changes."""
+    """Return the known failures that match where this one occurs, apart from the changes."""
     ill, _ = VERSIONS[pattern.known.link]
     arguments = {
         "backend": pattern.backends[0],

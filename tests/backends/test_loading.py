@@ -1,4 +1,4 @@
-"""From open files to the two sides of a comparison."""
+"""From opened files to the two sides of a comparison."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ TOKENS = np.ones((3, 5), dtype=np.int32)
 
 
 class Model(torch.nn.Module):
-    """Gives tensors that tell which method they come from."""
+    """Returns tensors that show which method they come from."""
 
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()

@@ -142,7 +142,7 @@ def a_file_for_each(path: Path) -> Path:
 
 
 def hub(path: Path) -> Path:
-    """As a hub's cache has it: links to files of other names."""
+    """Lay a program out like a hub's cache: links to files with other names."""
     one_file(path)
     snapshot = path.parent / "snapshot"
     snapshot.mkdir()

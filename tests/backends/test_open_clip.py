@@ -326,7 +326,7 @@ def test_inputs_that_do_not_fit_are_an_error(made: Built) -> None:
 
 @pytest.fixture
 def names(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two of open_clip's names of the minute model, as it has two of ViT-B-32."""
+    """Give open_clip two names of the minute model, as it has two of ViT-B-32."""
     from open_clip import factory
 
     config = open_clip_config(MINUTE)

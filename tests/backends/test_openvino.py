@@ -26,7 +26,7 @@ openvino = pytest.importorskip("openvino")
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same weights as an archive, and as a program of OpenVINO."""
+    """Return an archive and an OpenVINO program with the same weights."""
     folder = tmp_path_factory.mktemp("openvino")
     weights = {k: t.float() if t.is_floating_point() else t for k, t in minute_weights().items()}
     write(MINUTE, weights, folder / "model.pt", Format.ARCHIVE)

@@ -1,4 +1,4 @@
-"""Programs by themselves: at which batch sizes they run, and the weights that they hold."""
+"""Programs alone: the batch sizes that they run, and the weights that they hold."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def backend_of(
 
 
 def model(arrays: Sequence[Array]) -> Raw:
-    """Features that tell rows apart, and their products."""
+    """Return features that distinguish rows, and their products."""
     image, text = (np.float32(each.reshape(len(each), -1))[:, :8] for each in arrays)
     features = [np.tile(each, (1, 8)) for each in (image, text)]
     logits = features[0] @ features[1].T

@@ -1,4 +1,4 @@
-"""Programs that others made: of their names, their order of inputs, and parts of their outputs."""
+"""Programs that others made: names and order of inputs, and parts of the outputs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def model() -> eager.CLIP:
 
 @pytest.fixture(scope="module")
 def own(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An ONNX program as clipcheck writes it, under a name that says nothing."""
+    """Return an ONNX program as clipcheck writes it, under a name without meaning."""
     made = source(minute(built, Format.ARCHIVE), built, onnxruntime.ONNXRuntime)
     onnxruntime.ONNXRuntime.build(made).close()
     path = tmp_path_factory.mktemp("own") / "program.pt2"
@@ -52,7 +52,7 @@ def open_file(
 
 
 class TheirForward(nn.Module):
-    """The eager model in another's clothes; subclasses have their forward."""
+    """The eager model with the interface of another project; subclasses have the `forward`."""
 
     def __init__(self, model: eager.CLIP) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class FeaturesAlone(TheirForward):
 
 
 class Twice(TheirForward):
-    """Gives two things of the shape of image features."""
+    """Returns two outputs of the shape of image features."""
 
     def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, ...]:
         found = self.both(image, text)
@@ -105,7 +105,7 @@ IMAGES, TEXTS = (torch.export.Dim(name, min=1) for name in ("images", "texts"))
 
 
 def exported(module: nn.Module, names: list[str], dtype: torch.dtype = torch.int64) -> Any:
-    """A program of a module that gets its inputs by name."""
+    """Export a module that takes its inputs by name."""
     side, length = MINUTE.image_resolution, MINUTE.context_length
     pixels, ids = torch.zeros(2, 3, side, side), torch.zeros(3, length, dtype=dtype)
     known = {
@@ -137,7 +137,7 @@ def saved_onnx(path: Path, module: nn.Module, names: list[str], outputs: list[st
 
 
 def outputs_of(backend: Backend, model: eager.CLIP) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a backend and the eager model give, of a batch of as many images as texts."""
+    """Return the outputs of a backend and of the eager model for as many images as texts."""
     pixels, tokens = batch(MINUTE, 4, 4)
     return backend.outputs(pixels, tokens), expected(model, pixels, tokens)
 

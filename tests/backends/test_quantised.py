@@ -1,4 +1,5 @@
-"""A small program of every operator that takes a quantised weight, as ONNX Runtime writes them."""
+"""A small program with every operator that takes a quantised weight, as ONNX Runtime writes
+them."""
 
 from __future__ import annotations
 
@@ -36,7 +37,7 @@ FEED = {
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pixels go through a convolution, a MatMul and a Gemm; an embedding of ids is added."""
+    """Build it: pixels through a convolution, a MatMul and a Gemm, plus an embedding of ids."""
     held = [
         numpy_helper.from_array(value.astype(np.float32), name) for name, value in WEIGHTS.items()
     ]

@@ -43,7 +43,7 @@ def pairs(a: Architecture, examples: int = 3) -> list[Pair]:
 
 
 def whole(model: eager.CLIP, pair: Pair, dtype: torch.dtype) -> dict[str, np.ndarray]:
-    """All outputs, of each method called by itself."""
+    """Return all outputs, each from its own method."""
     pixels, tokens = (torch.from_numpy(array) for array in pair)
     with torch.inference_mode():
         per_image, per_text = model(pixels.to(dtype), tokens)
@@ -225,7 +225,7 @@ def set_flags(chosen: dict[str, Any]) -> None:
 
 @pytest.fixture(params=[FAST, EXACT], ids=["fast", "exact"])
 def before(request: pytest.FixtureRequest) -> Any:
-    """Flags that users may have set; those of the other tests come back after the test."""
+    """Set flags as a user may have; restore the usual ones after the test."""
     usual = flags()
     set_flags(request.param)
     yield request.param

@@ -1,4 +1,4 @@
-"""What is of TorchScript's modules alone; what they compute is for the conformance suite."""
+"""Properties of TorchScript's modules alone; the conformance tests check what they compute."""
 
 from __future__ import annotations
 

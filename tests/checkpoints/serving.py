@@ -18,7 +18,7 @@ FAKE = Released("fake", hashlib.sha256(CONTENT).hexdigest(), len(CONTENT))
 
 
 class Server(ThreadingHTTPServer):
-    """Gives CONTENT, unless told to behave otherwise; notes what it was asked."""
+    """Serves CONTENT unless set to behave otherwise, and records the requests."""
 
     daemon_threads = False  # so that closing the server waits until its sockets are closed too
 
@@ -47,14 +47,14 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def reply(self, content: bytes, length: int | None = len(CONTENT)) -> None:
-        """Give that, whatever was asked for."""
+        """Reply with this, whatever the request."""
         self.start(200, {} if length is None else {"Content-Length": length})
         self.send(content)
 
     def serve(
         self, content: bytes = CONTENT, *, upto: int | None = None, etag: str | None = None
     ) -> None:
-        """Give what was asked for, as servers with ranges do; stop short at ``upto`` of it all."""
+        """Serve the request as servers with ranges do; stop at byte ``upto`` of the file."""
         headers: dict[str, object] = {} if etag is None else {"ETag": etag}
         start = self.wanted_from(etag)
         if start is None:
@@ -93,7 +93,7 @@ def give(handler: Handler) -> None:
 
 
 def in_turn(*behaviours: Behaviour) -> Behaviour:
-    """Each once, and the last of them from then on."""
+    """Use each behaviour once, then the last one for all later requests."""
     left = list(behaviours)
 
     def behave(handler: Handler) -> None:
@@ -104,7 +104,7 @@ def in_turn(*behaviours: Behaviour) -> Behaviour:
 
 @contextmanager
 def running(server: ThreadingHTTPServer) -> Iterator[None]:
-    """Let it serve for the time of the block."""
+    """Serve during the block."""
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:

@@ -45,7 +45,7 @@ MINUTE_RESNET = Architecture(64, 64, ResNet((1, 1, 1, 2), 4), 64, 1, 8, 100)
 
 @dataclass(frozen=True)
 class Shaped:
-    """Stands for a tensor: what is looked at of one, and nothing to compute."""
+    """Stands for a tensor: has the attributes that are read, and no data."""
 
     shape: tuple[int, ...]
 

@@ -34,7 +34,7 @@ MODEL = "models/model.json"
 
 @pytest.fixture(scope="module")
 def program() -> bytes:
-    """A program of one linear layer, of any number of rows."""
+    """Export one linear layer, for any number of rows."""
     rows = torch.export.Dim("rows", min=1)
     example = (torch.zeros(2, 3),)
     found = torch.export.export(
@@ -46,7 +46,7 @@ def program() -> bytes:
 
 
 def with_records(data: bytes, records: Mapping[str, bytes]) -> bytes:
-    """The zip file with these records in place of, or beside, its own."""
+    """Return the zip file with these records, in place of or beside its own."""
     out = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(data)) as source, zipfile.ZipFile(out, "w") as target:
         folder = source.namelist()[0].partition("/")[0]
@@ -71,7 +71,7 @@ def with_json(data: bytes, name: str, alter: Callable[[Any], None]) -> bytes:
 
 
 def zip_of(pickled: bytes, byteorder: bytes = b"little", method: int = zipfile.ZIP_STORED) -> bytes:
-    """A file as of `torch.save`, with that pickle."""
+    """Return a file as `torch.save` writes it, with this pickle."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", method) as target:
         for name, contents in {
@@ -84,7 +84,7 @@ def zip_of(pickled: bytes, byteorder: bytes = b"little", method: int = zipfile.Z
 
 
 class Evil:
-    """Makes a folder when it is unpickled."""
+    """Creates a folder when it is unpickled."""
 
     def __init__(self, folder: str) -> None:
         self.folder = folder

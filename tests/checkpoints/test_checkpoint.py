@@ -99,7 +99,7 @@ def _with_weight(data: bytes, old: torch.Tensor, new: torch.Tensor) -> bytes:
 
 
 def _without_checksums(checkpoint: Checkpoint) -> Checkpoint:
-    """The same weights; the checksums of the file do not count."""
+    """The same weights are found if the file's checksums do not count."""
     c = checkpoint
     return Checkpoint(c.path, c.format, c.architecture, c.tensors)
 

@@ -1,4 +1,4 @@
-"""What configurations may say, against the libraries' own."""
+"""Possible contents of configurations, compared with the libraries' own."""
 
 from __future__ import annotations
 
@@ -219,7 +219,8 @@ def test_the_end_of_text_may_be_the_legacy_one() -> None:
 
 
 def legacy() -> Config:
-    """The large model's on the hub: what is right stands in the ``_dict`` sections."""
+    """Return the large model's configuration from the hub, whose ``_dict`` sections are the right
+    ones."""
     text = {key: transformers_config(L14)["text_config"][key] for key in configs._TEXT_DEFAULTS}
     vision = transformers_config(L14)["vision_config"]
     return {

@@ -1,4 +1,4 @@
-"""Folders of transformers and open_clip, as the libraries themselves write them."""
+"""Folders of transformers and open_clip, as the libraries write them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from tests.samples import MINUTE, Weights, minute_bytes, minute_weights, saved
 
 @pytest.fixture(scope="module")
 def hf_model() -> Any:
-    """Loaded by transformers, so that what it writes are these weights."""
+    """Return the weights as a model of transformers, so that it writes these."""
     config = transformers.CLIPConfig(**transformers_config(MINUTE))
     model = transformers.CLIPModel(config)
     weights = to_layout(minute_weights(), Layout.TRANSFORMERS)
@@ -54,13 +54,13 @@ def hf_original(tmp_path_factory: pytest.TempPathFactory, hf_model: Any) -> Path
 
 @pytest.fixture
 def hf(hf_original: Path, tmp_path: Path) -> Path:
-    """A folder that `CLIPModel.save_pretrained` wrote, to be altered at will."""
+    """Return a folder from `CLIPModel.save_pretrained`, which tests may alter."""
     return Path(shutil.copytree(hf_original, tmp_path / "hf"))
 
 
 @pytest.fixture
 def oc(tmp_path: Path) -> Path:
-    """A folder as open_clip has them on the hub, to be altered at will."""
+    """Return a folder as open_clip has them on the hub, which tests may alter."""
     folder = tmp_path / "oc"
     folder.mkdir()
     weights = to_layout(minute_weights(), Layout.OPEN_CLIP)
@@ -107,7 +107,7 @@ def test_what_transformers_saves_in_several_files_is_read(hf_model: Any, tmp_pat
 
 
 def as_pickle(folder: Path) -> None:
-    """In place of safetensors, as older versions saved."""
+    """Save as a pickle instead of safetensors, like older versions."""
     weights = load_file(folder / "model.safetensors")
     torch.save(weights, folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
@@ -133,7 +133,7 @@ def with_positions(folder: Path) -> None:
 
 
 def linked(folder: Path) -> None:
-    """As in the hub's cache, where all files are links to what lies elsewhere."""
+    """Link all files to another folder, as the hub's cache does."""
     blobs = folder.parent / "blobs"
     folder.rename(blobs)
     folder.mkdir()

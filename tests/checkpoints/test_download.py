@@ -89,7 +89,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 @pytest.fixture
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the files that were hashed so far, ``fake.pt.part`` for one on its way."""
+    """Record the names of the files that were hashed, ``fake.pt.part`` for an unfinished one."""
     names: list[str] = []
     digest = hashlib.file_digest
 

@@ -37,7 +37,7 @@ def prefixed(prefix: str, weights: Weights | None = None) -> Weights:
 
 
 def others(prefix: str = "") -> Weights:
-    """The weights of another model of the same architecture."""
+    """Return the weights of another model of the same architecture."""
     return prefixed(
         prefix,
         {
@@ -48,7 +48,7 @@ def others(prefix: str = "") -> Weights:
 
 
 def wrapped(part: str) -> Weights:
-    """As modules within the model were wrapped: keys have the wrapper in the middle."""
+    """Return keys with a wrapper's name in the middle, as wrapping modules within a model does."""
     return {
         key.replace("resblocks.0.", f"resblocks.0.{part}.").replace(
             "visual.", f"visual.{part}.", 1

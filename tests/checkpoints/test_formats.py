@@ -101,7 +101,7 @@ Wrap = Callable[[Weights], object]
 
 
 def training_state(weights: Weights, key: str) -> dict[str, object]:
-    """As training code saves it: the weights, and beside them what it needs to go on."""
+    """Return what training code saves: the weights, and the state for resuming."""
     parameter = torch.nn.Parameter(torch.ones(3))
     optimizer = torch.optim.AdamW([parameter], lr=1e-3)
     parameter.sum().backward()

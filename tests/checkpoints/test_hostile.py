@@ -74,7 +74,7 @@ class Attack:
 
 
 def of(data: Callable[[], bytes], said: str) -> Attack:
-    """A file with these bytes."""
+    """Write a file with these bytes."""
     return Attack(lambda path: path.write_bytes(data()), said)
 
 
@@ -115,7 +115,7 @@ class Calling:
 
 
 def laughing(levels: int) -> bytes:
-    """A tuple of two that are the same tuple of two, and so on: pickled in a few bytes."""
+    """Return a tuple of twice the same tuple, and so on: a few bytes as a pickle."""
     return b")" + b"".join(b"q\x00h\x00\x86" for _ in range(levels))
 
 
@@ -134,7 +134,7 @@ def storage(elements: int, key: str = "0") -> bytes:
 
 
 def endless() -> bytes:
-    """A tensor of 2^40 pairs of one number."""
+    """Return a tensor of 2^40 pairs that repeat one number."""
     sizes = b"(" + number(1 << 40) + number(2) + b"t(" + number(0) * 2 + b"t"
     return (
         b"ctorch._utils\n_rebuild_tensor_v2\n("
@@ -146,7 +146,7 @@ def endless() -> bytes:
 
 
 def restated() -> bytes:
-    """A sound tensor, which then is given the state of an unsound one."""
+    """Pickle a sound tensor that then gets the state of an unsound one."""
     state = b"}" + text("shape") + b"(" + number(1 << 35) + b"ts"
     return module_with(a=tensor_of(shape=(1,)) + state + b"b")
 
@@ -315,7 +315,7 @@ PICKLES = {
 
 
 def of_tensors(keys: Iterable[str]) -> bytes:
-    """A state dict of one number, under many keys."""
+    """Write a state dict with one number under many keys."""
     one = saved({"a": torch.zeros(1)})
     with zipfile.ZipFile(io.BytesIO(one)) as archive:
         name = next(each for each in archive.namelist() if each.endswith("data.pkl"))
@@ -328,26 +328,26 @@ def of_tensors(keys: Iterable[str]) -> bytes:
 
 
 def of_models(count: int) -> bytes:
-    """Keys of so many models, each of one key a tower."""
+    """Return the keys of so many models, one key for each tower."""
     return of_tensors(f"{n:x}.{part}.{n}" for n in range(count) for part in ("visual", "text"))
 
 
 def in_itself() -> bytes:
-    """Mappings and attributes that hold themselves, beside nothing."""
+    """Return mappings and attributes that contain themselves and nothing else."""
     space = b"cargparse\nNamespace\n)\x81r\x01\x00\x00\x00}" + text("a") + b"j\x01\x00\x00\x00sb"
     itself = b"".join(text(f"{n}") + b"h\x00" for n in range(300))
     return state_dict(b"\x80\x02}q\x00(" + itself + text("b") + space + b"u.")
 
 
 def restating(count: int) -> bytes:
-    """Objects that share a state of many attributes."""
+    """Pickle objects that share a state of many attributes."""
     state = b"}r\x01\x00\x00\x00(" + b"".join(text(f"{n:x}") + b"N" for n in range(50_000)) + b"u0"
     each = b"cargparse\nNamespace\n)\x81j\x01\x00\x00\x00b"
     return state_dict(b"\x80\x02" + state + b"](" + each * count + b"e.")
 
 
 def old(pickled: bytes) -> bytes:
-    """A state dict as torch wrote it before 1.6, with another pickle for the state."""
+    """Write a state dict as torch did before 1.6, with another pickle for its state."""
     data = saved({}, legacy=True)
     file = io.BytesIO(data)
     for _ in range(3):
@@ -359,19 +359,19 @@ def old(pickled: bytes) -> bytes:
 
 
 def expanded(changes: Mapping[str, tuple[int, ...]]) -> bytes:
-    """A state dict where some weights repeat a single number, in any shape."""
+    """Write a state dict in which some weights, of any shape, repeat a single number."""
     wide = {key: torch.zeros(()).expand(shape) for key, shape in changes.items()}
     return saved({**minute_weights(), **wide})
 
 
 def shared() -> bytes:
-    """Weights that share one storage: two thousand layers of 1 MB in a file of one."""
+    """Write weights that share one storage: two thousand layers of 1 MB in a file of 1 MB."""
     base = torch.zeros(512, 512)
     return saved({f"transformer.resblocks.{n}.mlp.c_fc.weight": base for n in range(2000)})
 
 
 def with_stride(stride: tuple[int, ...], offset: int = 0) -> bytes:
-    """A state dict's tensor of two by two numbers, in a storage of 64 bytes."""
+    """Write a state dict with a tensor of two by two numbers, in a storage of 64 bytes."""
     size = b"(" + number(2) * 2 + b"t"
     steps = b"(" + b"".join(map(number, stride)) + b"t"
     tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage(16) + number(offset) + size + steps
@@ -438,7 +438,7 @@ def zipped(records: Mapping[str, bytes], method: int = zipfile.ZIP_STORED) -> by
 
 
 def with_code(contents: bytes, count: int) -> bytes:
-    """An archive with so many compressed records of code."""
+    """Write an archive with this number of compressed records of code."""
     file = io.BytesIO(repacked(minute_bytes(Format.ARCHIVE)))
     with zipfile.ZipFile(file, "a") as target:
         for n in range(count):
@@ -447,7 +447,8 @@ def with_code(contents: bytes, count: int) -> bytes:
 
 
 def quoting(count: int, size: int) -> bytes:
-    """Records that quote the headers of those behind them, and share one kernel (Fifield 2019)."""
+    """Write records that contain the headers of those behind them, and share one kernel (Fifield
+    2019)."""
     squeezer = zlib.compressobj(9, zlib.DEFLATED, -15)
     kernel = squeezer.compress(bytes(size)) + squeezer.flush()
     body, length, entries = kernel, size, []
@@ -502,7 +503,7 @@ def quoting(count: int, size: int) -> bytes:
 
 
 def overlapping() -> bytes:
-    """Two records with one place."""
+    """Write two records at one place."""
     data = repacked(minute_bytes(Format.STATE_DICT))
     (first,) = struct.unpack_from("<I", data, entry(data, "data/0") + OFFSET)
     name = b"minute/data/1"
@@ -516,7 +517,7 @@ def overlapping() -> bytes:
 
 
 def header_in_another() -> bytes:
-    """A record whose header lies within the one before, and its contents behind."""
+    """Write a record whose header is inside the one before, and its contents behind."""
     data = bytearray(repacked(minute_bytes(Format.STATE_DICT)))
     (second,) = struct.unpack_from("<I", data, entry(data, "data/1") + OFFSET)
     first = contents_at(data, "data/0")
@@ -528,7 +529,7 @@ def header_in_another() -> bytes:
 
 
 def within_the_directory() -> bytes:
-    """A record that goes on into the directory."""
+    """Write a record that reaches into the directory."""
     data = bytearray(repacked(minute_bytes(Format.STATE_DICT)))
     with zipfile.ZipFile(io.BytesIO(data)) as source:
         last = source.infolist()[-1]
@@ -539,7 +540,7 @@ def within_the_directory() -> bytes:
 
 
 def with_local(form: str, at: int, value: int) -> bytes:
-    """The header of the record ``version`` says something else than the directory."""
+    """Let the header of the record ``version`` contradict the directory."""
     data = bytearray(repacked(minute_bytes(Format.STATE_DICT)))
     (header,) = struct.unpack_from("<I", data, entry(data, "version") + OFFSET)
     struct.pack_into(form, data, header + at, value)
@@ -547,7 +548,7 @@ def with_local(form: str, at: int, value: int) -> bytes:
 
 
 def with_zip64(name: str) -> bytes:
-    """The directory says 2^60 of the record, in a field of zip64."""
+    """Let the directory state 2^60 for the record, in a zip64 field."""
     data = repacked(minute_bytes(Format.STATE_DICT))
     at = entry(data, name)
     name_size, extra_size = struct.unpack_from("<2H", data, at + 28)
@@ -562,7 +563,7 @@ def with_zip64(name: str) -> bytes:
 
 
 def of_a_large_directory() -> bytes:
-    """Three million records of nothing."""
+    """Write three million empty records."""
     name = b"a/version"
     whole = struct.pack("<4s5H3I2H", ZIP_MAGIC, 20, 0, 0, 0, 0x21, 0, 0, 0, len(name), 0) + name
     line = struct.pack("<4s6H3I5H2I", b"PK\x01\x02", 20, 20, 0, 0, 0, 0x21, 0, 0, 0, len(name),
@@ -578,7 +579,8 @@ def of_a_large_directory() -> bytes:
 
 
 def with_two_ends() -> bytes:
-    """torch's own end of a directory, and the small one before it, say different things."""
+    """Write two ends of a directory that contradict each other: torch's own, and the small one
+    before it."""
     data = bytearray(minute_bytes(Format.STATE_DICT))
     (size,) = struct.unpack_from("<Q", data, len(data) - 98 + 40)
     struct.pack_into("<Q", data, len(data) - 98 + 40, size - 46)
@@ -586,7 +588,7 @@ def with_two_ends() -> bytes:
 
 
 def named(name: str, contents: bytes = b"3") -> bytes:
-    """A state dict with one more record."""
+    """Write a state dict with one more record."""
     records = {}
     with zipfile.ZipFile(io.BytesIO(minute_bytes(Format.STATE_DICT))) as source:
         records = {info.filename: source.read(info) for info in source.infolist()}
@@ -594,13 +596,13 @@ def named(name: str, contents: bytes = b"3") -> bytes:
 
 
 def with_nul() -> bytes:
-    """A record whose name goes on behind a NUL, where zipfile does not look."""
+    """Write a record whose name continues after a NUL, where zipfile does not look."""
     data = named("minute/data.pkl_evil")
     return data.replace(b"minute/data.pkl_evil", b"minute/extra\0pkl_evil"[:20])
 
 
 def twice() -> bytes:
-    """Two entries of one name, in one directory."""
+    """Write two entries with one name in one directory."""
     data = named("minute/versiom")
     return data.replace(b"minute/versiom", b"minute/version")
 
@@ -759,7 +761,7 @@ def replayed(alter: Callable[[Path], object]) -> Callable[[Path], None]:
 
 
 def picture(width: int, height: int) -> bytes:
-    """A PNG file of zeros of that size, compressed."""
+    """Return a PNG file of that size, all zeros, compressed."""
     row = bytes(1 + min(width, 10_000_000) // 8)
     squeezer = zlib.compressobj(1)
     rows = min(height, max(1, 20_000_000 // len(row)))

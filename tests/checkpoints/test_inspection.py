@@ -27,7 +27,7 @@ def text_of(records: Records) -> str:
 
 
 def code_with(line: str, folder: Path) -> Code:
-    """What is read off an archive whose only code is that expression."""
+    """Return what is read from an archive whose only code is this expression."""
     data = minute_bytes(Format.ARCHIVE)
     names = [name.partition("/")[2] for name in record_names(data)]
     code = [name for name in names if name.startswith("code/") and name.endswith(".py")]

@@ -37,7 +37,7 @@ def without_values(architecture: Architecture) -> Weights:
 
 
 def trained(weights: Weights) -> Weights:
-    """Without what the reference's layout alone has."""
+    """Return the weights without those that only the reference's layout has."""
     return {key: tensor for key, tensor in weights.items() if key not in BUFFERS}
 
 

@@ -16,7 +16,7 @@ from clipcheck.errors import CheckpointError, DamagedError
 
 
 def tensor(location: str = "", *, offset: int = 0, name: str = "w") -> TensorProto:
-    """Two numbers, in a file of their own where a location is given."""
+    """Return a tensor of two numbers, in its own file if a location is given."""
     found = helper.make_tensor(name, TensorProto.FLOAT, [2], [1.0, 2.0])
     if location:
         found.ClearField("float_data")
@@ -34,7 +34,7 @@ def graph(*initializers: TensorProto, nodes: tuple[onnx.NodeProto, ...] = ()) ->
 
 
 def written(folder: Path, model: onnx.ModelProto, data: tuple[str, ...] = ()) -> Path:
-    """A program, and files of 16 bytes."""
+    """Write a program, and files of 16 bytes."""
     path = folder / "m.onnx"
     path.write_bytes(model.SerializeToString())
     for number, name in enumerate(data):

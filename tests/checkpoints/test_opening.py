@@ -27,7 +27,7 @@ def archive(tmp_path: Path) -> Path:
 
 @pytest.fixture(params=[Format.PT2, Format.ONNX])
 def program(request: pytest.FixtureRequest, archive: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file that is taken for a program; what is one is for the tests of `kind_of`."""
+    """Return a file that is taken for a program; tests of `kind_of` check what is one."""
     path = archive.with_suffix(".bin" if request.param is Format.PT2 else ".onnx")
     onnx_naming(path)
     kinds = {path: request.param}
@@ -96,7 +96,7 @@ def test_the_reference_that_is_asked_for_is_taken(archive: Path, tmp_path: Path)
 
 @pytest.fixture
 def several(tmp_path: Path) -> Path:
-    """A training checkpoint of two models."""
+    """Return a training checkpoint with two models."""
     path = tmp_path / "several.ckpt"
     other = {key: tensor.flip(0) if tensor.ndim else tensor for key, tensor in WEIGHTS.items()}
     path.write_bytes(saved({"model": WEIGHTS, "ema": {"module": other}}))

@@ -157,7 +157,7 @@ def legacy(alter: Callable[[bytearray], object], value: object = None) -> bytes:
 
 
 def last_length(data: bytearray) -> int:
-    """Where the number of elements of the only storage is."""
+    """Return the position of the number of elements of the only storage."""
     return len(data) - 3 * 4 - 8
 
 
@@ -188,7 +188,7 @@ def test_storages_that_contradict_their_description_are_damage(tmp_path: Path, c
 
 
 def with_keys(alter: Callable[[list[Any]], list[Any]]) -> bytes:
-    """A file whose list of storages is another."""
+    """Return a file with another list of storages."""
     data = saved({"a": torch.zeros(3)}, legacy=True)
     file = io.BytesIO(data)
 

@@ -42,7 +42,7 @@ RUN = "2026_01_01-12_00_00-model_{}-lr_0.0005-b_64-j_4-p_amp"
 
 @dataclass(frozen=True)
 class Function:
-    """What one of open_clip's towers computes, read off its modules."""
+    """What one of open_clip's towers computes, as read from its modules."""
 
     heads: int
     mlp_width: int
@@ -51,7 +51,7 @@ class Function:
 
 
 def functions(model: Any) -> list[Function | int]:
-    """Of both towers; of a ModifiedResNet the heads of its attention pool."""
+    """Return those of both towers; for a ModifiedResNet, the heads of its attention pool."""
     visual = model.visual
     pool = getattr(visual, "attnpool", None)
     image = visual.attnpool.num_heads if hasattr(pool, "num_heads") else function(visual)
@@ -71,7 +71,7 @@ def function(tower: Any) -> Function:
 
 
 def expected(a: Architecture) -> list[Function | int]:
-    """What an architecture says of the same."""
+    """Return the same, as the architecture states it."""
     text = functions_of(a.text_blocks, a.text_width)
     if isinstance(a.vision, ViT):
         return [functions_of(a.vision.blocks, a.vision.width), text]

@@ -59,7 +59,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The seconds that were waited for, which are not."""
+    """Record the seconds to wait instead of waiting."""
     found: list[float] = []
     monkeypatch.setattr(time, "sleep", found.append)
     return found
@@ -78,7 +78,7 @@ def left_in(folder: Path) -> list[str]:
 
 
 def leave(folder: Path, content: bytes) -> Path:
-    """What a killed process leaves."""
+    """Write the files that a killed process leaves."""
     path = folder / f"x.{'0' * 32}.part"
     path.write_bytes(content)
     return path
@@ -457,7 +457,7 @@ def test_a_password_in_an_address_is_used_and_not_printed(
 
 
 class Proxy(ThreadingHTTPServer):
-    """Gives CONTENT for whatever it is asked, and refuses to tunnel."""
+    """Replies to every request with CONTENT, and refuses to tunnel."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), ProxyHandler)
@@ -534,7 +534,8 @@ def test_a_file_system_without_locks_is_no_error(
 
 
 def at_once(server: Server, folder: Path, *, wait: bool) -> list[bytes]:
-    """What two get of which the second begins, and may end, while the first is half done."""
+    """Return what two downloads get if the second begins, and may end, while the first is half
+    done."""
     half, over = threading.Event(), threading.Event()
 
     def pause(handler: Handler) -> None:

@@ -35,7 +35,7 @@ def records_of(path: Path) -> Records:
 
 
 def archive_with(changes: dict[str, bytes], folder: Path) -> Records:
-    """The smallest archive with other pickles in it, their checksums right."""
+    """Return the smallest archive with other pickles, and with correct checksums."""
     path = folder / "altered"
     path.unlink(missing_ok=True)  # it may be mapped still
     path.write_bytes(repacked(minute_bytes(Format.ARCHIVE), changes))
@@ -43,7 +43,7 @@ def archive_with(changes: dict[str, bytes], folder: Path) -> Records:
 
 
 def interpreted(path: Path) -> torch.jit.ScriptModule:
-    """The oracle: the same file, as TorchScript reads it."""
+    """Read the same file with TorchScript, as the oracle."""
     with torchscript_support.silenced():
         module: torch.jit.ScriptModule = torch.jit.load(str(path), map_location="cpu")
     return module
@@ -109,7 +109,7 @@ def _identity(tensor: torch.Tensor) -> tuple[str, tuple[int, ...], bytes]:
 
 
 class Buffers(torch.nn.Module):
-    """A tensor of each dtype, and views of all kinds."""
+    """Holds a tensor of each dtype, and views of all kinds."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -212,7 +212,7 @@ def test_a_storage_of_another_module_is_refused(tmp_path: Path) -> None:
 
 
 def module_with(**attributes: bytes) -> bytes:
-    """A pickle, protocol 2, of a module whose attributes are pickled already."""
+    """Pickle a module, in protocol 2, whose attributes are pickled already."""
     items = b"".join(_text(name) + value for name, value in attributes.items())
     return b"\x80\x02c__torch__\nModule\n)\x81}(" + items + b"ub."
 

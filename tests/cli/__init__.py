@@ -7,6 +7,6 @@ from tests.samples import minute_bytes
 
 
 def minute(path: Path) -> Path:
-    """An archive of a few hundred kilobytes."""
+    """Write an archive of a few hundred kilobytes."""
     path.write_bytes(minute_bytes(Format.ARCHIVE))
     return path

@@ -12,7 +12,7 @@ from tests.samples import (
 
 @pytest.fixture
 def several(tmp_path: Path) -> Path:
-    """A training checkpoint of two models; the weights of the second are those of the other way."""
+    """Return a training checkpoint of two models; the second has one weight negated."""
     weights = minute_weights()
     other = {key: -tensor if key == "visual.proj" else tensor for key, tensor in weights.items()}
     path = tmp_path / "several.ckpt"

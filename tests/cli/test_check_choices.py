@@ -1,4 +1,4 @@
-"""``clipcheck check``: which gates judge, and where it stops."""
+"""``clipcheck check``: which gates judge, and when it stops."""
 
 from __future__ import annotations
 

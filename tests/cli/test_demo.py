@@ -15,7 +15,7 @@ from tests.samples import (
 
 @pytest.fixture
 def minutes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The smallest architectures can be named, and the demo is of them."""
+    """Name the smallest architectures, and run the demo on them."""
     monkeypatch.setitem(ARCHITECTURES, "minute", MINUTE)
     monkeypatch.setitem(ARCHITECTURES, "minute-resnet", MINUTE_RESNET)
     monkeypatch.setattr(demo, "DEMO", "minute")

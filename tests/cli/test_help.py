@@ -1,4 +1,4 @@
-"""What the help of the command and of its commands looks like."""
+"""Layout of the help of the command and its subcommands."""
 
 from __future__ import annotations
 

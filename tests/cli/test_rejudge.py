@@ -23,7 +23,7 @@ from tests.samples import minute_bytes
 
 @pytest.fixture(scope="module")
 def checked(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """A check with a budget, and what it kept."""
+    """Run a check with a budget, and keep its outputs."""
     folder = tmp_path_factory.mktemp("kept")
     archive = folder / "model.pt"
     archive.write_bytes(minute_bytes(Format.ARCHIVE))

@@ -24,7 +24,7 @@ ERASED = re.compile(r"\x1b\[1A\x1b\[2K$")
 
 
 class Screen:
-    """A pseudo-terminal, and all that was written to it."""
+    """A pseudo-terminal that records everything written to it."""
 
     def __init__(self) -> None:
         self._master, slave = pty.openpty()
@@ -65,7 +65,7 @@ def standing_for(name: str, file: TextIO) -> Iterator[None]:
 
 
 class Clock:
-    """Tells the time that it is set to."""
+    """Returns the time that it is set to."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -75,7 +75,7 @@ class Clock:
 
 
 def written(*, quiet: bool = False, error: type[BaseException] | None = None) -> str:
-    """What a piece of work leaves on stderr, which is a terminal."""
+    """Return what some work writes to stderr, which is a terminal."""
     screen = Screen()
     try:
         with standing_for("stderr", screen.file), terminal.progress(quiet) as progress:
@@ -216,7 +216,7 @@ def test_a_long_time_is_shown_in_minutes() -> None:
 
 
 def shown(text: Text) -> str:
-    """What comes of a text on stdout, which is a terminal."""
+    """Return how a text appears on stdout, which is a terminal."""
     screen = Screen()
     with standing_for("stdout", screen.file):
         terminal.show(text)

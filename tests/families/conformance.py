@@ -32,7 +32,7 @@ def inputs(architecture: LibraryArchitecture) -> list[tuple[Any, Any]]:
 
 
 class _Lowered(TorchDispatchMode):
-    """Collects the operations that make less than float64 of float64."""
+    """Collects the operations that lower float64 to another dtype."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class _Lowered(TorchDispatchMode):
 
 
 def require_float64(architecture: LibraryArchitecture) -> DualEncoder:
-    """The float64 twin, of which both towers and the logits are computed in float64 alone."""
+    """The float64 twin computes both towers and the logits in float64 throughout."""
     twin = built(architecture, torch.float64)
     (pixels, tokens), *_ = inputs(architecture)
     lowered = _Lowered()
@@ -61,7 +61,7 @@ def require_float64(architecture: LibraryArchitecture) -> DualEncoder:
 
 
 def require_near(architecture: LibraryArchitecture) -> None:
-    """The eager model is as near to its twin as float32 is, and not the twin itself."""
+    """The eager model is as close to its twin as float32 allows, and is not the twin."""
     reference = Reference(built(architecture), architecture, torch.device("cpu"))
     given = inputs(architecture)
     own, exact = reference.outputs(given), reference.exact_outputs(given)

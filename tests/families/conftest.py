@@ -1,4 +1,4 @@
-"""No test of a family looks for the network."""
+"""Tests of families do not use the network."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def architecture(request: pytest.FixtureRequest) -> Architecture:
 
 @pytest.fixture(scope="module")
 def released(architecture: Architecture) -> Weights:
-    """In the dtypes of the released files."""
+    """Cast weights to the dtypes of the released files."""
     return synthesize(architecture)
 
 
@@ -193,7 +193,7 @@ def test_the_attributes_are_those_of_the_reference(model: CLIP, reference: Any) 
 
 
 class Watch(TorchDispatchMode):
-    """Hands every tensor that an operation gives to ``see``."""
+    """Passes the result of every operation to ``see``."""
 
     def __init__(self, see: Callable[[str, Tensor], None]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Modules and joints together compute the eager model."""
+"""Modules and connections together compute the eager model."""
 
 from __future__ import annotations
 

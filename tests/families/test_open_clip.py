@@ -71,7 +71,7 @@ def test_it_computes_what_the_library_computes(kind: str) -> None:
 
 
 def oracle(architecture: LibraryArchitecture) -> Any:
-    """The library's model, built as it builds it, in evaluation mode."""
+    """Return the library's model, built by the library, in evaluation mode."""
     config = architecture.settings["model_cfg"]
     custom = config.pop("custom_text", False)
     library = oracles.open_clip()
@@ -244,8 +244,8 @@ def test_the_configuration_of_a_text_model_is_found_by_its_name() -> None:
 
 
 def weights_alone(name: str, folder: Path) -> Path:
-    """A file with weights of the sizes of one of open_clip's models, which takes no room: it has
-    the names and shapes, and a hole."""
+    """Write a sparse file of weights with the names and shapes of one of open_clip's models, which
+    takes no room on the disk."""
     found = named(f"open_clip:{name}").model
     if isinstance(found, Architecture):
         shapes = {key: spec.shape for key, spec in specs(found) if spec.kind != "buffer"}
@@ -270,7 +270,7 @@ _FEW = ("ViT-B-32", "RN50", "ViT-B-16-SigLIP2", "coca_ViT-B-32")
 
 
 def one_of_each_kind() -> list[str]:
-    """A name for each set of keys that configurations have: the others differ in values alone."""
+    """Return one name for each set of keys in configurations; the others differ only in values."""
     found: dict[object, str] = {}
     for name in sorted({name for name, _ in oracles.open_clip().list_pretrained()}):
         config = oracles.open_clip().get_model_config(name)

@@ -1,4 +1,4 @@
-"""Tokenizers of folders: a row of a text is the one that the folder's own library makes."""
+"""Tokenizers of folders: each text gets the ids that the folder's own library gives it."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ def test_it_computes_what_the_library_computes(kind: str, tmp_path: Path) -> Non
 
 
 def images_of(kind: str, image: Tensor) -> dict[str, Tensor]:
-    """Pixels as the class takes them."""
+    """Return pixels in the form that the class takes."""
     if kind != "siglip2":
         return {"pixel_values": image}
     from transformers.models.siglip2.image_processing_siglip2 import convert_image_to_patches
@@ -102,7 +102,7 @@ def images_of(kind: str, image: Tensor) -> dict[str, Tensor]:
 
 
 def masks(kind: str, text: Tensor) -> dict[str, Tensor]:
-    """The attention mask of texts as a tokenizer gives it."""
+    """Return the attention mask that a tokenizer gives for texts."""
     if kind in ("chinese_clip", "altclip", "align", "vision-text-dual-encoder"):
         pad = 1 if kind == "altclip" else 0
         return {"attention_mask": (text != pad).long()}
