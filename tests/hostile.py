@@ -45,12 +45,12 @@ def prints(pixels: Tensor) -> Tensor:
 
 
 def reading(path: Path) -> Callable[[Tensor], Tensor]:
-    """Reads a file by an operator of torch, and has what is in it as its features."""
+    """Read a file by an operator of torch, and return its contents as features."""
     return _with_path(path, "secret = torch.from_file({path!r}, False, 8, dtype=torch.uint8)")
 
 
 def writing(path: Path) -> Callable[[Tensor], Tensor]:
-    """Makes a file by an operator of torch: once already when it is traced, as a constant."""
+    """Create a file by an operator of torch; tracing creates it once already, as a constant."""
     return _with_path(path, "secret = torch.from_file({path!r}, True, 8, dtype=torch.uint8)")
 
 
@@ -77,7 +77,7 @@ def write(
     *,
     architecture: Architecture = ARCHITECTURE,
 ) -> Path:
-    """An archive that acts before its image encoder, or a sound one."""
+    """Write an archive that acts before its image encoder, or a sound one."""
     with torchscript_support.silenced():
         plant: Any = None if act is None else on_pixels(torch.jit.script(act))
         write_archive(architecture, synthesize(architecture), path, alter=plant)
@@ -87,7 +87,7 @@ def write(
 def write_crashing(
     path: Path, depth: int = 200_000, *, architecture: Architecture = ARCHITECTURE
 ) -> Path:
-    """An archive that ends any process that loads it, by SIGSEGV."""
+    """Write an archive that ends any process that loads it, by SIGSEGV."""
     sound = write(path.with_suffix(".sound"), architecture=architecture)
     with zipfile.ZipFile(sound) as read, zipfile.ZipFile(path, "w") as written:
         for name in read.namelist():

@@ -190,8 +190,8 @@ class Trials:
             self._whole[old] = self._units(), self._names()
 
     def at_each_step(self, every: int, *olds: bool) -> int:
-        """Kill one before each so-manieth thing that it does to a file, where there is something
-        before or nothing; how many were killed."""
+        """Kill one before every n-th file operation, with or without an earlier file in place;
+        return how many were killed."""
         steps = 0
         for old in olds:
             self._begin(old=old)
@@ -205,7 +205,8 @@ class Trials:
         return steps
 
     def at_sizes(self, *sizes: int) -> int:
-        """Kill one as any file that it writes gets longer than so many bytes; how many were."""
+        """Kill one when any file that it writes gets longer than each size; return how many were
+        killed."""
         kills = 0
         for size in sizes:
             self._begin(old=True)
@@ -299,13 +300,13 @@ class Trials:
         return found
 
     def _names(self) -> list[str]:
-        """All that is there; what is random in them is not told apart."""
+        """Return the names of all files, with random parts replaced."""
         paths = (path.relative_to(self._folder).as_posix() for path in self._folder.rglob("*"))
         return sorted(re.sub(r"\b[0-9a-f]{32}\b", "HEX", path) for path in paths)
 
 
 def _kill_at(step: int, folder: Path) -> None:
-    """Have this process killed before its n-th operation in the folder."""
+    """Kill this process before its n-th operation in the folder."""
     left = step
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
@@ -321,7 +322,7 @@ def _kill_at(step: int, folder: Path) -> None:
 
 
 def _kill_beyond(size: int) -> None:
-    """Have the kernel kill this process where a file of its gets longer, whoever writes it."""
+    """Let the kernel kill this process when one of its files gets longer, whoever writes it."""
     from clipcheck.writers import output
 
     output._require_room = lambda *_: None  # which is what would get longer first
@@ -350,7 +351,7 @@ def _requests() -> Iterator[dict[str, Any]]:
 
 
 def main() -> None:
-    """Import all, and serve."""
+    """Import everything, and serve."""
     warnings.simplefilter("ignore")
     import filelock  # noqa: F401 - for the forks, as those below
     import requests  # noqa: F401

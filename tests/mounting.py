@@ -43,7 +43,7 @@ def files_in(folder: Path) -> dict[str, bytes]:
 
 @contextmanager
 def unchanged(folder: Path, *, but: str = "?") -> Iterator[None]:
-    """All files in it are as before, save for one by that name."""
+    """Require that all files stay as they were, except one of this name."""
     before = files_in(folder)
     yield
     after = {name: data for name, data in files_in(folder).items() if Path(name).name != but}
@@ -51,7 +51,7 @@ def unchanged(folder: Path, *, but: str = "?") -> Iterator[None]:
 
 
 def run(*arguments: object) -> tuple[int, str, str]:
-    """The command line: exit code, stdout, stderr."""
+    """Run the command line; return the exit code, stdout and stderr."""
     from clipcheck.cli import app as cli
 
     out, err = io.StringIO(), io.StringIO()
@@ -68,7 +68,7 @@ def run(*arguments: object) -> tuple[int, str, str]:
 
 
 def raising(kind: type[ClipcheckError], *words: str) -> AbstractContextManager[object]:
-    """An error of clipcheck's own that says so."""
+    """Expect an error of clipcheck's own with these words."""
     return pytest.raises(kind, match=".*".join(words))
 
 
@@ -87,7 +87,7 @@ def a_download_of_unknown_size(disk: Path, outside: Path) -> None:
 
 
 def a_download_of_what_is_half_there(disk: Path, outside: Path) -> None:
-    """The copy of what is left has no room: so it begins anew, and what is left goes."""
+    """A partial file that does not fit beside its copy is deleted, and the download begins anew."""
     from clipcheck.checkpoints import download
 
     part = disk / f"y.{'0' * 32}.part"
@@ -117,7 +117,7 @@ def conversion(form: str) -> Callable[[Path, Path], None]:
 
 
 def a_conversion_of_unknown_size(disk: Path, outside: Path) -> None:
-    """Where the file system cannot tell beforehand whether there is room."""
+    """The disk fills up while it is written, because its free space is not known beforehand."""
     from clipcheck.writers import output
 
     with mock.patch.object(output, "_require_room"), unchanged(disk):
@@ -251,7 +251,7 @@ ON_A_READ_ONLY_DISK = {
 
 
 def full(disk: Path) -> None:
-    """Leave `FREE` bytes of it, or a little less."""
+    """Fill the disk, but for `FREE` bytes or a little less."""
     mount(disk, "-o", f"size={SIZE}")
     (disk / "old").write_bytes(b"something of before")
     (disk / "filler").write_bytes(bytes(SIZE - FREE - 20_000))

@@ -36,14 +36,14 @@ Weights = dict[str, torch.Tensor]
 
 
 def minute_config(folder: Path, architecture: Architecture = MINUTE) -> Path:
-    """A configuration in that folder that tells how weights compute, by default `MINUTE`'s."""
+    """Write a configuration that says how weights compute, by default `MINUTE`'s."""
     path = folder / "minute.json"
     path.write_text(json.dumps(open_clip_config(architecture)), encoding="utf-8")
     return path
 
 
 def minute_weights() -> Weights:
-    """Seeded weights of `MINUTE`, to be altered at will."""
+    """Return seeded weights of `MINUTE`, which tests may alter."""
     return {key: tensor.clone() for key, tensor in _weights().items()}
 
 
@@ -54,7 +54,7 @@ def _weights() -> Weights:
 
 @functools.cache
 def minute_bytes(form: Format, architecture: Architecture = MINUTE) -> bytes:
-    """A file of that format with seeded weights, by default `minute_weights`."""
+    """Return a file of this format with seeded weights, by default `minute_weights`."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "minute"
         write(architecture, synthesize(architecture), path, form)
@@ -62,14 +62,14 @@ def minute_bytes(form: Format, architecture: Architecture = MINUTE) -> bytes:
 
 
 def saved(value: object, *, legacy: bool = False) -> bytes:
-    """What `torch.save` writes; ``legacy`` as torch did before 1.6."""
+    """Return what `torch.save` writes; ``legacy`` as torch did before 1.6."""
     file = io.BytesIO()
     torch.save(value, file, _use_new_zipfile_serialization=not legacy)
     return file.getvalue()
 
 
 def onnx_naming(path: Path, *locations: str) -> Path:
-    """An ONNX program that names these files for its weights, and the files, of 8 bytes each."""
+    """Write an ONNX program whose weights are in these files, and the files, of 8 bytes each."""
     from onnx import TensorProto, helper
 
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in "xy"]
@@ -97,7 +97,8 @@ def repacked(
     drop: Callable[[str], bool] = lambda _: False,
     compress: Callable[[str], bool] = lambda _: False,
 ) -> bytes:
-    """The zip file with other contents, all checksums right. Names are without the top folder."""
+    """Return the zip file with other contents and right checksums. Names are without the top
+    folder."""
     changes = changes or {}
     out = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(data)) as source, zipfile.ZipFile(out, "w") as target:
@@ -116,7 +117,8 @@ FLAGS, METHOD, CRC32, STORED, SIZE, COMMENT_SIZE, OFFSET = (8, 10, 16, 20, 24, 3
 
 
 def entry(data: bytes, name: str) -> int:
-    """Where the directory's entry of the record begins. ``name`` is without the top folder."""
+    """Return the position of the record's entry in the directory. ``name`` is without the top
+    folder."""
     start = data.index(b"PK\x01\x02")
     while True:
         name_size, extra_size, comment_size = struct.unpack_from("<3H", data, start + 28)
@@ -127,7 +129,7 @@ def entry(data: bytes, name: str) -> int:
 
 
 def with_field(data: bytes, name: str, field: int, value: int, form: str = "<I") -> bytes:
-    """The zip file with another number in the directory's entry of the record ``name``."""
+    """Return the zip file with another number in the directory's entry of the record ``name``."""
     altered = bytearray(data)
     struct.pack_into(form, altered, entry(data, name) + field, value)
     return bytes(altered)
@@ -146,14 +148,14 @@ def code_record(data: bytes) -> str:
 
 
 def contents_at(data: bytes, name: str) -> int:
-    """Where the contents of the record ``name`` begin."""
+    """Return the position of the contents of the record ``name``."""
     (header,) = struct.unpack_from("<I", data, entry(data, name) + OFFSET)
     name_size, extra_size = struct.unpack_from("<2H", data, header + 26)
     return int(header + 30 + name_size + extra_size)
 
 
 def flipped(data: bytes, position: int, mask: int = 0x10) -> bytes:
-    """The bytes with some bits of one of them the other way round."""
+    """Return the bytes with some bits of one of them flipped."""
     altered = bytearray(data)
     altered[position] ^= mask
     return bytes(altered)

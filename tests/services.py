@@ -89,7 +89,7 @@ def served(service: NumpyService) -> Iterator[tuple[Callable[..., Any], Callable
 
 
 def asking(url: str) -> Callable[[np.ndarray], np.ndarray]:
-    """A function that posts an array, and returns the array of the answer."""
+    """Return a function that posts an array and returns the array of the answer."""
     import requests
 
     session = requests.Session()

@@ -89,7 +89,8 @@ def plain_zip() -> bytes:
 
 
 def altered(**changes: torch.Tensor | None) -> Weights:
-    """The weights with other tensors, or without. A double underscore stands for a dot."""
+    """Return the weights with other tensors, or without some. A double underscore stands for a
+    dot."""
     weights: dict[str, torch.Tensor | None] = {**minute_weights()}
     weights.update({key.replace("__", "."): tensor for key, tensor in changes.items()})
     return {key: tensor for key, tensor in weights.items() if tensor is not None}
@@ -103,7 +104,7 @@ def spoilt(*keys: str, value: float) -> Weights:
 
 
 def without_code() -> bytes:
-    """An archive whose directory hides all but the weights, as one altered byte can do it."""
+    """Return an archive whose directory hides all but the weights, as one altered byte can do."""
     data = archive()
     last = entry(data, "data.pkl")
     hidden = data.index(b"PK\x06\x06", last) - (last + 46 + len("minute/data.pkl"))
@@ -112,7 +113,7 @@ def without_code() -> bytes:
 
 @dataclass(frozen=True)
 class Bad:
-    """A file, and what is to be said of it."""
+    """A file, and the error message that it gets."""
 
     make: Callable[[], bytes]
     error: type[ClipcheckError]
@@ -254,7 +255,7 @@ def test_opening_and_verifying_raises_one_complete_error(bad: Bad, path: Path) -
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What tells how the weights compute, so that the error is another one."""
+    """Write how the weights compute, so that the error is not about that."""
     return minute_config(tmp_path_factory.mktemp("config"))
 
 
@@ -366,7 +367,7 @@ def test_an_unknown_name_is_answered_with_the_nearest(run: Run) -> None:
 
 @contextmanager
 def somebody_else() -> Iterator[None]:
-    """Without root's right to read everything, where the tests run as root."""
+    """Run without root's right to read everything, if the tests run as root."""
     if os.geteuid() != 0:
         yield
         return
@@ -379,7 +380,7 @@ def somebody_else() -> Iterator[None]:
 
 @pytest.fixture
 def shared_folder() -> Iterator[Path]:
-    """A folder that others may look into; pytest's own are closed to them."""
+    """Return a folder that other users can enter, unlike pytest's own."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o755)
@@ -459,12 +460,12 @@ def damages(draw: st.DrawFn, data: bytes, size: int) -> Damage:
 
 
 def bits(value: int) -> st.SearchStrategy[int]:
-    """The byte with one bit the other way round."""
+    """Return the byte with one bit flipped."""
     return st.integers(0, 7).map(lambda bit: value ^ (1 << bit))
 
 
 def opened_or_refused(path: Path) -> Checkpoint | None:
-    """The checkpoint, verified, or None where it was refused by an error of ours."""
+    """Return the checkpoint, verified, or None if it was refused by an error of ours."""
     refusal = None
     try:
         checkpoint = open_checkpoint(path)

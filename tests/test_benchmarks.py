@@ -13,7 +13,7 @@ FOLDER = Path(__file__).parent.parent / "benchmarks"
 
 
 def programs(tree: ast.Module) -> Iterator[ast.Module]:
-    """The file itself, and each string in it that is a program of its own."""
+    """Return the file, and each string in it that is a program."""
     yield tree
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
@@ -23,7 +23,7 @@ def programs(tree: ast.Module) -> Iterator[ast.Module]:
 
 
 def imported(tree: ast.Module) -> Iterator[tuple[str, str]]:
-    """Modules of clipcheck, with each name that is taken from them."""
+    """Return modules of clipcheck, with each name that is imported from them."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("clipcheck"):
             yield from ((str(node.module), alias.name) for alias in node.names)

@@ -1,4 +1,4 @@
-"""What the README, SECURITY.md and the pages of the documentation say is there."""
+"""The README, SECURITY.md and the documentation name only things that exist."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def pyproject() -> dict[str, Any]:
 
 
 def prose(page: Path) -> str:
-    """Without its blocks of code."""
+    """Return the text without its blocks of code."""
     return re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
 
 
@@ -119,7 +119,7 @@ def test_each_dependency_has_a_line_that_says_why() -> None:
 
 
 def docstrings(path: Path) -> list[ast.Constant]:
-    """Those of modules, classes and functions, and those below attributes and constants."""
+    """Return those of modules, classes and functions, and those below attributes and constants."""
     tree = ast.parse(path.read_text("utf-8"))
     values = [node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)]
     return [

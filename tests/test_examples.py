@@ -1,4 +1,4 @@
-"""Each script of examples/ runs, with small models and fakes of what is not here."""
+"""Each script of examples/ runs, with small models, and fakes for what is not installed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that do what no model should: judged, told, and without effect on anything else."""
+"""Files that do what no model should: judged, reported, and without effect on anything else."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ def test_a_crash_is_a_verdict_of_its_checkpoint_and_the_next_one_is_judged(
 
 
 def registry_free(entry: dict[str, Any]) -> str:
-    """Its SHA-256, which is known though it could not be run."""
+    """Return the SHA-256 of a file that is not released, which is known although it could not
+    run."""
     sha256: str = entry["sha256"]
     assert registry.by_sha256(sha256) is None
     return sha256

@@ -45,7 +45,7 @@ def killer() -> Iterator[subprocess.Popen[str]]:
 
 @pytest.fixture
 def kill(killer: subprocess.Popen[str], tmp_path: Path) -> Kill:
-    """Kill a task in some way; return how many were killed, and fail if they left partial files."""
+    """Kill tasks in some way; return how many were killed, and fail if they left partial files."""
 
     def ask(task: str, how: str, *arguments: Any) -> int:
         assert killer.stdin is not None

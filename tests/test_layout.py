@@ -57,7 +57,7 @@ MODULES = {module_of(path): path for path in files()}
 
 
 def imported_modules(path: Path) -> set[str]:
-    """All that a file imports, inside of functions and for types as well."""
+    """Return everything that a file imports, also inside of functions and for types."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):

@@ -75,7 +75,7 @@ def _children(pid: int) -> int:
 
 
 def _written(folder: Path) -> dict[Path, int]:
-    """Files, and the exit code that each of them asks for."""
+    """Write files; return the exit code that each of them should get."""
     weights = synthesize(MINUTE)
     sound, faulty, damaged = (folder / name for name in ("sound.pt", "faulty.pt", "damaged.pt"))
     write_archive(MINUTE, weights, sound)

@@ -54,13 +54,13 @@ PRETENDS = """
 
 @pytest.fixture(autouse=True)
 def _lean(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without plugins of other packages that take most of a second in each process."""
+    """Run without plugins of other packages that take most of a second in each process."""
     monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:anyio -p no:hypothesispytest")
 
 
 @pytest.fixture
 def here(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
-    """A folder with checkpoints that are not looked at: judging them is pretended."""
+    """Return a folder of checkpoints that are not read: a fake judges them."""
     for name in (*workers.THREADS, workers.GPUS):
         monkeypatch.delenv(name, raising=False)
     pytester.makeconftest(PRETENDS)
@@ -78,7 +78,7 @@ def judged(here: pytest.Pytester) -> list[str]:
 
 
 def cases(path: Path) -> Counter[tuple[str | None, str | None]]:
-    """How often each test case is in a JUnit file."""
+    """Return how often each test case is in a JUnit file."""
     found = ElementTree.parse(path).getroot().iter("testcase")
     return Counter((case.get("classname"), case.get("name")) for case in found)
 

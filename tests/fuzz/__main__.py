@@ -25,7 +25,7 @@ NAMES = (
 
 
 def main() -> None:
-    """Search, and print a line for each target as it is done, then all that got out."""
+    """Search, and print a line for each finished target, then all findings."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("--minutes", type=float, required=True, help="in all")
     parser.add_argument("--target", action="append", choices=NAMES, help="one of them alone")
@@ -53,7 +53,8 @@ def main() -> None:
 
 
 def _search(name: str, seconds: float, seed: int, folder: Path) -> tuple[int, dict[str, int]]:
-    """One target. A process that ends early, or hangs, is a find, and followed by another."""
+    """Search one target. A process that ends early or hangs is a finding, and another one
+    follows."""
     began = time.monotonic()
     runs = accepted = peak = edges = 0
     finds: dict[str, int] = {}
@@ -87,7 +88,7 @@ def _search(name: str, seconds: float, seed: int, folder: Path) -> tuple[int, di
 
 
 def _process(name: str, seconds: float, seed: int, folder: Path, out: Path) -> tuple[str, str]:
-    """How the process ended, where that was not by itself, and what it said."""
+    """Return how the process ended, if not by itself, and its output."""
     arguments = [name, str(seconds), str(seed), str(folder), str(out)]
     log = out.with_name("log")
     with log.open("wb") as file:
@@ -110,7 +111,7 @@ def _process(name: str, seconds: float, seed: int, folder: Path, out: Path) -> t
 
 
 def _scratch_folder() -> tempfile.TemporaryDirectory[str]:
-    """In memory, where the system has such a place."""
+    """Return a folder in memory, if the system has one."""
     shared = Path("/dev/shm")
     return tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None, prefix="fuzz-")
 

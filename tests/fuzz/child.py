@@ -25,7 +25,7 @@ _LIBRARIES = ["json", "zipfile", "pickletools", "PIL.PngImagePlugin"]
 
 
 def main(name: str, seconds: str, seed: str, folder: str, out: str) -> None:
-    """Search until the time is over, and end the process."""
+    """Search until the time is over, then end the process."""
     warnings.simplefilter("ignore")
     try:
         import atheris

@@ -37,7 +37,7 @@ DATA = {f"data/{number}": bytes(64) for number in range(6)}
 
 
 def zipped(records: Mapping[str, bytes]) -> bytes:
-    """A zip file as torch writes it, as far as the records' names and places go."""
+    """Return a zip file like torch's, as far as names and places of records go."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as target:
         for name, contents in records.items():
@@ -47,13 +47,13 @@ def zipped(records: Mapping[str, bytes]) -> bytes:
 
 @functools.cache
 def records_of(form: Format) -> dict[str, bytes]:
-    """The records of the smallest checkpoint of that format, by name."""
+    """Return the records of the smallest checkpoint of this format, by name."""
     with zipfile.ZipFile(io.BytesIO(minute_bytes(form))) as archive:
         return {info.filename.partition("/")[2]: archive.read(info) for info in archive.infolist()}
 
 
 def zips() -> list[bytes]:
-    """A stored and a compressed record; as torch writes them, with its own headers and end."""
+    """A stored and a compressed record, as torch writes them, with its own headers and end."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as target:
         target.writestr("a/version", "3")
@@ -63,7 +63,7 @@ def zips() -> list[bytes]:
 
 
 def archive_pickles() -> list[bytes]:
-    """Of a whole archive, and of a module with one tensor."""
+    """The pickles of a whole archive, and of a module with one tensor."""
     tensor = (
         b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storagectorch\nFloatStorage\n"
         b"X\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x02tQK\x00(K\x02t(K\x01t\x89"
@@ -75,7 +75,7 @@ def archive_pickles() -> list[bytes]:
 
 
 def training() -> dict[str, object]:
-    """Two models and all kinds of objects, as training code saves them."""
+    """A checkpoint of training code, with two models and all kinds of objects."""
     model = {"module.visual.a": torch.zeros(2), "module.text.b": torch.zeros(1).half()}
     return {
         "model": model,
@@ -89,7 +89,8 @@ def training() -> dict[str, object]:
 
 
 def state_dict_pickles() -> list[bytes]:
-    """Of a whole state dict; of two tensors; of what training code saves around them."""
+    """The pickles of a whole state dict, of two tensors, and of what training code saves around
+    them."""
     two = {"a": torch.zeros(2, 3), "b": torch.zeros(4).half()}
     around = {"state_dict": OrderedDict(two), "epoch": 3, "best": 0.5, "names": ["a", ("b",)]}
     strange = {"p": torch.nn.Parameter(torch.zeros(2)), "q": torch.zeros(1), "s": torch.Size([1])}
@@ -102,13 +103,13 @@ def state_dict_pickles() -> list[bytes]:
 
 
 def legacy_files() -> list[bytes]:
-    """As torch wrote before 1.6, of two tensors, and of what training code saves."""
+    """Files as torch wrote them before 1.6: two tensors, and what training code saves."""
     two = {"a": torch.zeros(2), "b": torch.ones(3).half()}
     return [saved(value, legacy=True) for value in (two, training())]
 
 
 def codes() -> list[bytes]:
-    """The code of an archive, the longest piece of it, and what it asks of devices and dtypes."""
+    """The longest piece of an archive's code, and code that names devices and dtypes."""
     code = [data for name, data in records_of(Format.ARCHIVE).items() if name.endswith(".py")]
     asked = b'x = torch.zeros([1], dtype=6, device=torch.device("cuda:0"))\ny = torch.to(x, 5)\n'
     return [max(code, key=len), asked]
@@ -172,13 +173,13 @@ def replayed() -> list[bytes]:
 
 
 def results() -> list[bytes]:
-    """What checks have written: one that failed, and one of several backends."""
+    """Documents of checks: one that failed, and one of several backends."""
     return [render(result).encode() for result in (failing_result(), several_backends())]
 
 
 @functools.cache
 def exported() -> bytes:
-    """A program of one linear layer, of any number of rows."""
+    """Export one linear layer, for any number of rows."""
     rows = torch.export.Dim("rows", min=1)
     found = torch.export.export(
         torch.nn.Linear(3, 3), (torch.zeros(2, 3),), dynamic_shapes=({0: rows},), strict=False
@@ -200,7 +201,8 @@ def programs() -> list[bytes]:
 
 
 def onnx_files() -> list[bytes]:
-    """A product with a weight in half precision, and one whose weight is in a file: itself."""
+    """A product with a weight in half precision, and one whose weight file is the program
+    itself."""
     from onnx import TensorProto, helper
 
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
@@ -220,5 +222,5 @@ def onnx_files() -> list[bytes]:
 
 
 def entries() -> list[bytes]:
-    """The checksums of a kept program, and what is beside them."""
+    """The checksums of a kept program, and the files beside them."""
     return [json.dumps({"program": "ab" * 32}).encode()]

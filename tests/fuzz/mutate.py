@@ -28,7 +28,7 @@ _FORMS = ("<B", "<H", "<I", "<Q", ">I", ">Q")
 
 
 def in_bytes(data: bytes, rng: random.Random) -> bytes:
-    """Without any structure: bytes changed, removed, repeated, or taken for a number."""
+    """Ignore any structure: change, remove or repeat bytes, or replace some by a number."""
     altered = bytearray(data or b"\0")
     for _ in range(rng.choice((1, 1, 1, 2, 4))):
         at, length = rng.randrange(len(altered) or 1), rng.choice((1, 1, 2, 4, 8, 16, 64))
@@ -63,7 +63,7 @@ _VALUES: tuple[Any, ...] = (
 
 
 def in_json(data: bytes, rng: random.Random) -> bytes:
-    """A value, a key or an item is changed, removed, moved, repeated or nested."""
+    """Change, remove, move, repeat or nest a value, a key or an item."""
     try:
         document = json.loads(data)
     except (ValueError, RecursionError):
@@ -127,7 +127,7 @@ def _value(rng: random.Random) -> Any:
 
 
 def _flat(value: Any) -> bool:
-    """So that nothing is put into itself."""
+    """Whether a value is neither a mapping nor a list, so that nothing is put into itself."""
     return not isinstance(value, dict | list)
 
 
@@ -150,7 +150,7 @@ _PIECES = (
 
 
 def in_pickle(data: bytes, rng: random.Random) -> bytes:
-    """Opcodes are removed, repeated, moved, put in, or get other arguments."""
+    """Remove, repeat, move or insert opcodes, or change their arguments."""
     pieces = _pieces(data)
     if len(pieces) < 3:
         return in_bytes(data, rng)
@@ -178,7 +178,8 @@ def in_pickle(data: bytes, rng: random.Random) -> bytes:
 
 
 def _pieces(data: bytes) -> list[bytes]:
-    """Opcodes with their arguments, of all pickles that follow each other."""
+    """Split a file into opcodes with their arguments, through all pickles that follow each
+    other."""
     starts: list[int] = []
     file = io.BytesIO(data)
     with contextlib.suppress(Exception):
@@ -202,7 +203,7 @@ _NAMES = ("a/../../x", "/etc/x", "a\\b", "a/data.pkl\0x", "A/DATA.PKL", "a/", ""
 
 
 def in_zip(data: bytes, rng: random.Random) -> bytes:
-    """A field of a header is changed, or the file is written anew with other records."""
+    """Change a field of a header, or write the file anew with other records."""
     action = rng.randrange(4)
     if action == 0:
         return in_bytes(data, rng)
@@ -259,7 +260,7 @@ def _written_anew(data: bytes, rng: random.Random) -> bytes:
 
 
 def in_safetensors(data: bytes, rng: random.Random) -> bytes:
-    """The header as JSON, its length set right but now and then."""
+    """Alter the header as JSON; its length stays right most of the time."""
     length = int.from_bytes(data[:8], "little")
     if length > len(data) - 8 or rng.random() < 0.15:
         return in_bytes(data, rng)
@@ -269,7 +270,7 @@ def in_safetensors(data: bytes, rng: random.Random) -> bytes:
 
 
 def in_png(data: bytes, rng: random.Random) -> bytes:
-    """A chunk is changed, removed, repeated or moved, its checksum right."""
+    """Change, remove, repeat or move a chunk, and correct its checksum."""
     chunks = []
     at = 8
     while at + 12 <= len(data):
@@ -299,12 +300,12 @@ def _chunk(chunk: bytes) -> bytes:
 
 
 def pack(*parts: bytes) -> bytes:
-    """Several files as one input."""
+    """Join several files into one input."""
     return b"".join(len(part).to_bytes(4, "little") + part for part in parts)
 
 
 def unpack(data: bytes, count: int) -> list[bytes]:
-    """The files again, whatever has become of the input."""
+    """Split the input into the files again, however it was altered."""
     parts = []
     for _ in range(count - 1):
         length = int.from_bytes(data[:4], "little")
@@ -314,7 +315,7 @@ def unpack(data: bytes, count: int) -> list[bytes]:
 
 
 def of_parts(*mutators: Mutator) -> Mutator:
-    """Alters one of several files."""
+    """Alter one of several files."""
 
     def mutate(data: bytes, rng: random.Random) -> bytes:
         parts = unpack(data, len(mutators))

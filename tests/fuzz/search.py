@@ -87,7 +87,8 @@ class Search:
             self.tally.finds[outcome] = self.tally.finds.get(outcome, 0) + 1
 
     def _outcome(self, data: bytes) -> str | None:
-        """None where it is sound, ``refused: KIND`` where it is refused, else what got out."""
+        """Return None if the input is accepted, ``refused: KIND`` if refused, else the unexpected
+        error."""
         try:
             with _at_most(MOST_SECONDS):
                 self.target.run(data, self._scratch)
@@ -125,7 +126,7 @@ class Search:
         return data
 
     def tallied(self) -> str:
-        """The counts as JSON."""
+        """Return the counts as JSON."""
         return json.dumps(dataclasses.asdict(self.tally))
 
 
@@ -157,7 +158,7 @@ def _kind(error: BaseException) -> str:
 
 
 def _place(error: BaseException) -> str:
-    """The innermost line of clipcheck's, and the innermost of all."""
+    """Return the innermost line of clipcheck's, and the innermost of all."""
     frames = traceback.extract_tb(error.__traceback__)
     ours = [frame for frame in frames if "/clipcheck/" in frame.filename] or frames
     named = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in (ours[-1], frames[-1])]
@@ -165,7 +166,7 @@ def _place(error: BaseException) -> str:
 
 
 def altered(target: Target, seeds: list[bytes], rng: random.Random) -> bytes:
-    """A seed, altered once or a few times."""
+    """Return a seed, altered once or a few times."""
     data = rng.choice(seeds)
     for _ in range(rng.choice((1, 1, 1, 2, 4))):
         data = target.alter(data, rng)
@@ -173,7 +174,7 @@ def altered(target: Target, seeds: list[bytes], rng: random.Random) -> bytes:
 
 
 def blindly(search: Search, seed: int, *, seconds: float = 1e9, runs: int = 1 << 60) -> None:
-    """Alter the target's seeds, for so long or so often."""
+    """Alter the target's seeds, for this time or this number of inputs."""
     rng = random.Random(seed)
     seeds = search.target.seeds()
     end = time.monotonic() + seconds
@@ -185,7 +186,7 @@ def blindly(search: Search, seed: int, *, seconds: float = 1e9, runs: int = 1 <<
 
 
 def bound_memory() -> None:
-    """Let this process grow by `MOST_GROWTH` and no more. It cannot be undone."""
+    """Let this process grow by at most `MOST_GROWTH`. It cannot be undone."""
     words = Path("/proc/self/statm").read_text(encoding="ascii").split()
     limit = int(words[0]) * resource.getpagesize() + MOST_GROWTH
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

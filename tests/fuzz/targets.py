@@ -58,7 +58,7 @@ def _written(data: bytes, folder: Path, name: str = "file") -> Path:
 
 
 def _printed(text: str) -> None:
-    """As the command line prints it."""
+    """Print a result as the command line does."""
     visible_lines(text).encode()
 
 
@@ -86,7 +86,7 @@ def _archive(data: bytes, folder: Path) -> None:
 
 
 def _open(data: bytes, folder: Path) -> None:
-    """As ``clipcheck inspect`` does."""
+    """Open a file as ``clipcheck inspect`` does."""
     checkpoint = open_checkpoint(_written(data, folder))
     checkpoint.verify()
     _printed(inspection.render(checkpoint))
@@ -114,7 +114,7 @@ class _Shaped(NamedTuple):
 
 
 def _shapes(data: bytes, folder: Path) -> None:
-    """Architecture and layout, of whatever keys and shapes tensors may have."""
+    """Derive architecture and layout from any keys and shapes."""
     document = json.loads(data)
     found = {
         key: tuple(abs(int(size)) % (1 << 40) for size in shape if isinstance(size, int))
@@ -197,7 +197,7 @@ def _kind(data: bytes, folder: Path) -> None:
 
 
 def _kept(data: bytes, folder: Path) -> None:
-    """The checksums of a kept program: what is not sound there is built anew."""
+    """Read the checksums of a kept program; a damaged one is built anew."""
     kept = folder / "kept"
     artefacts = Artefacts(kept, folder / "scratch", limit=1 << 20)
 

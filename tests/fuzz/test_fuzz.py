@@ -1,4 +1,4 @@
-"""A little of the search each time: some altered inputs of each target, from a fixed seed."""
+"""A short search in each run: some altered inputs of each target, from a fixed seed."""
 
 from __future__ import annotations
 

@@ -37,7 +37,8 @@ def exact_outputs(images: int = 3, prompts: int = 2) -> Named:
 
 
 def off_by(exact: Named, ratios: Mapping[str, ArrayLike]) -> Named:
-    """Outputs that are off by so many units in every element: one ratio, or one for each row."""
+    """Return outputs that are off by so many units in every element: one ratio for all, or one per
+    row."""
     generator = np.random.default_rng(1)
     found = {}
     for name, values in exact.items():
@@ -53,27 +54,27 @@ def measured(
     images: int = 3,
     prompts: int = 2,
 ) -> Case:
-    """A candidate and an eager model that are off by so many units; by one, where none are said."""
+    """Return a candidate and an eager model with errors of so many units; 1 by default."""
     exact = exact_outputs(images, prompts)
     return Case(off_by(exact, candidate or {}), off_by(exact, reference or {}), exact)
 
 
 def one_row(rows: int, row: int, ratio: float, others: float = 1.0) -> np.ndarray:
-    """Ratios by row that are the same in all but one."""
+    """Return ratios by row that are equal in all rows but one."""
     ratios = np.full(rows, others)
     ratios[row] = ratio
     return ratios
 
 
 def limits_of(name: str, limits: Limits = APART) -> tuple[float, float]:
-    """What is allowed for a whole batch of that output, and for one row."""
+    """Return the limits of this output for a whole batch and for one row."""
     if name in LOGITS:
         return limits.logits, limits.logit_row
     return limits.features, limits.feature_row
 
 
 def rows_of(name: str, images: int, prompts: int) -> int:
-    """How many rows that output has."""
+    """Return the number of rows of this output."""
     return images if OUTPUTS[name][0] == "image" else prompts
 
 

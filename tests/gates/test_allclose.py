@@ -36,7 +36,7 @@ def test_equal_logits_pass_and_the_greatest_difference_is_reported() -> None:
 
 
 def moved() -> tuple[Named, Named]:
-    """The probabilities of the third image are others."""
+    """Return outputs in which the probabilities of the third image differ."""
     reference = outputs()
     reference["logits_per_image"] = np.log(np.array([[0.6, 0.4]] * 3))
     candidate = {**reference, "logits_per_image": np.log(np.array([[0.6, 0.4]] * 2 + [[0.9, 0.1]]))}
@@ -75,7 +75,8 @@ def test_it_is_numpys_allclose_on_both_probabilities(name: str) -> None:
 
 
 def _moved(even: np.ndarray, shift: float) -> np.ndarray:
-    """Zeros but for one logit, whose probability is more by ``shift`` than that of the others."""
+    """Return zeros but for one logit, whose probability is greater than the others' by
+    ``shift``."""
     choices = even.shape[1]
     probability = 1 / choices + shift
     logits = even.copy()
@@ -189,7 +190,7 @@ def test_features_are_not_judged_by_allclose() -> None:
 @pytest.mark.parametrize(("own", "passes"), [(0.45, False), (0.55, True)])
 def test_allclose_judges_nothing_in_bfloat16(own: float, passes: bool) -> None:
     def sides(allowed: float) -> Named:
-        """Probabilities of a half, off by so many times what is allowed there."""
+        """Return probabilities of a half that are off by so many times the limit there."""
         first = 0.5 + allowed * (Allclose.atol + Allclose.rtol * 0.5)
         logits = np.log(np.array([[first, 1 - first]]))
         return {**outputs(), "logits_per_image": logits, "logits_per_text": logits}

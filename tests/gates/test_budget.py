@@ -38,7 +38,7 @@ def unit(values: np.ndarray) -> np.ndarray:
 
 
 def sample(noise: float = 0.0, scale: float = 100.0) -> list[Case]:
-    """Two batches, of which one side is off by so much noise."""
+    """Return two batches, one side of which has so much noise."""
     found = []
     draw = np.random.default_rng(1)
     for part in (slice(12), slice(12, None)):

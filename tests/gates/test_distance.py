@@ -1,4 +1,4 @@
-"""How far outputs are from float64, in the eager model's own distance from it."""
+"""Errors of outputs vs float64, in units of the eager model's error."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FEATURES = tuple(name for name in OUTPUTS if name not in LOGITS)
 
 
 def worst(name: str, *cases: Case, limits: Limits = APART, scale: float = SCALE) -> Distance:
-    """The one of this output that is the greatest part of what is allowed."""
+    """Return the error of this output that is the greatest share of its limit."""
     found = Ruler(cases, limits, scale).distances(cases)
     return max((d for d in found if d.output == name), key=lambda distance: distance.margin)
 
@@ -123,7 +123,8 @@ def test_an_eager_row_with_a_large_error_is_measured_by_this_error() -> None:
 
 
 def with_a_small_row(name: str, share: float, error: float) -> Case:
-    """The first row is smaller than the others, the eager model's exact, the candidate's off."""
+    """Make the first row smaller than the others; there the eager model is exact, the candidate
+    not."""
     exact = exact_outputs(20, 20)
     exact[name] = exact[name].copy()
     exact[name][0] *= share

@@ -259,7 +259,7 @@ def test_the_cap_counts_ulps_of_a_logit_in_proportion_to_the_scale(
 
 
 def with_one_logit(name: str, index: tuple[int, int], error: float) -> Case:
-    """Exact on both sides but for one logit of the candidate."""
+    """Return exact outputs on both sides, but for one logit of the candidate."""
     case = described({})
     exact = case.exact
     candidate = {**exact, name: exact[name].copy()}

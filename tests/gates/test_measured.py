@@ -1,4 +1,4 @@
-"""What reports show beside the verdict."""
+"""Figures that reports show beside the verdict."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHAPES = {
 
 
 def case(off: dict[str, float], first_image: int = 0) -> Case:
-    """Values around 10; the eager model is 1e-6 off, the candidate ``off`` times as much."""
+    """Return values around 10; the eager model is 1e-6 off, the candidate ``off`` times as much."""
     generator = np.random.default_rng(0)
     exact = {name: 10 + generator.random(shape) for name, shape in SHAPES.items()}
     reference = {name: values + 1e-6 for name, values in exact.items()}

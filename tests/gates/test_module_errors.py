@@ -20,7 +20,7 @@ BLOCK = "transformer.resblocks.0"
 def error(
     module: str, ratio: float, *, method: str = "forward", block: str = "", unit: float = UNIT
 ) -> ModuleError:
-    """A module that is off by so many units of an eager one's error."""
+    """Return a module whose error is so many times the eager one's."""
     return ModuleError(module, method, ratio * unit, unit, 1.0, block)
 
 

@@ -30,7 +30,7 @@ EVERY = {"image": [0, 1, 2], "prompt": [0, 1]}
 
 
 def of_rows(outputs: Mapping[str, np.ndarray], rows: Mapping[str, list[int]]) -> Named:
-    """What a model gives for these rows alone."""
+    """Return a model's outputs for these rows alone."""
     images, prompts = rows["image"], rows["prompt"]
     return {
         "image_features": outputs["image_features"][images],
@@ -48,7 +48,8 @@ def again(
     rows: Mapping[str, list[int]] = EVERY,
     moved: Mapping[str, ArrayLike] | None = None,
 ) -> Repeat:
-    """The same rows once more; those outputs are moved by so many units, in all or by row."""
+    """Return a second run of the same rows; ``moved`` outputs are off by so many units, in all rows
+    or by row."""
     outputs = of_rows(case.candidate, rows)
     for name, ratio in (moved or {}).items():
         shift = np.broadcast_to(np.asarray(ratio), len(outputs[name]))

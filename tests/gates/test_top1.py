@@ -16,7 +16,7 @@ CAP = APART.logit_cap(SCALE)
 
 
 def leading_by(lead: float, images: int = 3, prompts: int = 3) -> np.ndarray:
-    """Logits of which that of the same number leads its row and its column."""
+    """Return logits in which image and prompt of one number match best, by this lead."""
     return np.eye(images, prompts) * lead
 
 

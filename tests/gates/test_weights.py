@@ -40,7 +40,7 @@ DROPPED = {16: (8,), 32: (13, 16), 64: (29, 42, 45)}
 
 
 def any_bits(dtype: str) -> st.SearchStrategy[list[int]]:
-    """Any numbers at all: subnormal, infinite, NaN, and near halfway between two narrower ones."""
+    """Draw any numbers: subnormal, infinite, NaN, and near halfway between two narrower ones."""
     size = torch.finfo(getattr(torch, dtype)).bits
 
     def near_halfway(dropped: int) -> st.SearchStrategy[int]:

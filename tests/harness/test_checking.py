@@ -71,7 +71,7 @@ def test_a_sound_archive_is_consistent(minute_archive: Path) -> None:
 
 @pytest.fixture
 def planted(monkeypatch: pytest.MonkeyPatch) -> Planted:
-    """Puts a fault into what was loaded both ways, for checks in this process."""
+    """Plant a fault into both loaded models, for checks in this process."""
     load = loader.load_checkpoint_both
 
     def plant(fault: Callable[[loader.Both], Any]) -> None:
@@ -639,7 +639,7 @@ def test_what_fails_has_a_place_and_what_passes_has_none(
 
 @pytest.fixture(scope="module")
 def drifted(tmp_path_factory: pytest.TempPathFactory) -> Judgement:
-    """Of an archive whose weights running changes."""
+    """Return the judgement of an archive whose weights change when it runs."""
     path = tmp_path_factory.mktemp("drifts") / "model.pt"
     alter = fault_named("logit-scale-drifts").plant
     write_archive(MINUTE, minute_weights(), path, alter=alter)

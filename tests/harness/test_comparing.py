@@ -31,7 +31,7 @@ def model() -> nn.Module:
 
 @pytest.fixture(scope="module")
 def encoder() -> Encoder:
-    """A torch module of a user's own."""
+    """Return a torch module of a user's own."""
     torch.manual_seed(0)
     return Encoder().eval()
 
@@ -106,21 +106,21 @@ def test_modules_are_left_out_if_both_have_no_common_name(
 
 
 class Lowering(Encoder):
-    """Computes in bfloat16 on the way, also in a float64 copy."""
+    """Computes in bfloat16 in between, also in a float64 copy."""
 
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:
         return super().encode_image(image.to(torch.bfloat16).to(image.dtype))
 
 
 class Counting(Encoder):
-    """Computes something else in float64."""
+    """Computes something different in float64."""
 
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:
         return super().encode_image(image) * image.dtype.itemsize
 
 
 class Casting(Encoder):
-    """Casts inside to float32, as some normalisations do; its copy stays in float64."""
+    """Casts to float32 inside, as some normalisations do; its copy stays in float64."""
 
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:
         return super().encode_image(image.to(torch.float32).float())

@@ -1,4 +1,4 @@
-"""Options of a check in pyproject.toml: which file is read, what is taken, and what is refused."""
+"""Options of a check in pyproject.toml: which file is read, what is accepted and what refused."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ class ByTanh(nn.Module):
 
 
 class OfOne(nn.Module):
-    """Takes one image, and as many texts as it was traced with."""
+    """Takes one image, and only the number of texts that it was traced with."""
 
     def __init__(self, model: Any, texts: int) -> None:
         super().__init__()

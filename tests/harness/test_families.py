@@ -1,4 +1,4 @@
-"""Models of a library, from the folder to the verdict: sound ones pass, and faults are seen."""
+"""Models of a library, from the folder to the verdict: sound ones pass, and faults are found."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from tests.thorough import parametrize
 
 
 def _epsilon(model: DualEncoder) -> None:
-    """Another epsilon in each LayerNorm of the image tower."""
+    """Change epsilon in each LayerNorm of the image tower."""
     for name, module in model.named_modules():
         if "visual" in name and isinstance(module, nn.LayerNorm):
             module.eps = 1e-3
 
 
 def _gelu(model: DualEncoder) -> None:
-    """GELU approximated by tanh, where it was exact, or the other way round."""
+    """Replace exact GELU by its tanh approximation, or the other way round."""
     found = [module for module in model.modules() if isinstance(module, nn.GELU)]
     for module in found:
         module.approximate = "none" if module.approximate == "tanh" else "tanh"
@@ -40,7 +40,7 @@ def _gelu(model: DualEncoder) -> None:
 
 
 def _scale(model: DualEncoder) -> None:
-    """A stale scale of the logits."""
+    """Change the logit scale, as if it were an old one."""
     with torch.no_grad():
         model.log_scale().add_(0.01)
 
@@ -52,7 +52,7 @@ def folder(kind: str, tmp_path: Path) -> Path:
 
 
 def planted(kind: str, tmp_path: Path, fault: Callable[[DualEncoder], None]) -> Result:
-    """The result for a program that was made of an altered model."""
+    """Return the result for a program that was made from an altered model."""
     architecture = small(kind)
     model = open_clip.build(architecture, draw(architecture))
     fault(model)

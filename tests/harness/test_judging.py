@@ -1,4 +1,4 @@
-"""Candidates, judged against a reference that has run already."""
+"""Candidates, judged against a reference that has already run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FROM_IDS = _generator.standard_normal((8 * 100, 12))
 
 
 def exact(pixels: np.ndarray, tokens: np.ndarray) -> Named:
-    """A model of two tables: rows do not depend on each other."""
+    """Compute a model of two tables, in which rows do not depend on each other."""
     images = pixels.reshape(len(pixels), -1).astype(np.float64) @ FROM_PIXELS + 1
     texts = FROM_IDS[tokens + 100 * np.arange(8)].sum(axis=1)
     unit_images, unit_texts = (x / np.linalg.norm(x, axis=1)[:, None] for x in (images, texts))
@@ -49,7 +49,7 @@ def of_lengths(lengths: np.ndarray | None) -> list[Named]:
 
 @dataclass
 class TwinTables:
-    """Stands for the eager model; counts what it runs."""
+    """Stands for the eager model; counts its runs."""
 
     scale: float = 100.0
     ran: list[tuple[str, int]] = field(default_factory=list)
@@ -78,7 +78,7 @@ Change = Callable[[int, Named], Named]
 
 
 class Tables(Backend):
-    """A candidate; ``change`` gets the number of the call, from 1, and what would be right."""
+    """A candidate; ``change`` gets the number of the call, from 1, and the right outputs."""
 
     name = "jit"
 
@@ -241,7 +241,7 @@ SOME = Effort(images=(3, 20), prompts=(9, 4), squares=(2,), singles=(2, 3, 1))
 
 
 class Dealt(Tables):
-    """By method, the sizes of the batches; ``wrong`` says which outputs are off."""
+    """Records the sizes of batches by method; ``wrong`` says which outputs are off."""
 
     def __init__(self, wrong: Callable[[str, int, int], bool] = lambda *_: False) -> None:
         super().__init__()
@@ -306,7 +306,7 @@ def test_a_late_call_with_wrong_outputs_is_found(dealt: Trial) -> None:
 
 
 class HidesNaN(Dealt):
-    """Takes NaN for 0."""
+    """Treats NaN as 0."""
 
     def outputs(self, pixels: np.ndarray, tokens: np.ndarray) -> Named:
         return super().outputs(np.nan_to_num(pixels), tokens)

@@ -1,4 +1,4 @@
-"""Archives of a library's own model: judged as a whole, module by module, and localised."""
+"""Archives of a library's own model: judged whole and module by module, and localised."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def save(module: Any, path: Path) -> Path:
 
 
 def traced(model: DualEncoder, architecture: LibraryArchitecture, path: Path) -> Path:
-    """Trace as the library's users do: open_clip's three methods, transformers' ``forward``."""
+    """Trace as users of the library do: open_clip's three methods, transformers' ``forward``."""
     sizes = sizes_of(architecture)
     generator = torch.Generator().manual_seed(0)
     side, length = sizes.image_resolution, sizes.context_length
@@ -74,7 +74,7 @@ def traced(model: DualEncoder, architecture: LibraryArchitecture, path: Path) ->
 
 
 class InTuples(nn.Module):
-    """Gives in a tuple what a model of transformers gives by name.
+    """Returns a tuple of what a model of transformers returns by name.
 
     Args:
         model: the library's.
@@ -123,7 +123,7 @@ def _named(place: Place) -> tuple[str | None, str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of open_clip whose towers are its own."""
+    """Write a folder of open_clip with open_clip's own towers."""
     path = tmp_path_factory.mktemp("clipa") / "folder"
     write_folder(small("clipa"), path)
     return path
@@ -171,7 +171,7 @@ def test_an_archive_of_transformers_takes_ids_first_and_its_mask(kind: str, tmp_
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The folder of a CLIPModel, and an archive of the library's own model of it."""
+    """Return the folder of a CLIPModel, and an archive of the library's model of it."""
     path = tmp_path_factory.mktemp("clip")
     drawn = {key: tensor.float() for key, tensor in synthesize(MINUTE).items()}
     write(MINUTE, drawn, path / "weights.safetensors", Format.SAFETENSORS)

@@ -41,7 +41,7 @@ CHANGED = "transformer.resblocks.0.mlp.c_fc.weight"
 
 
 def check(path: Path, *backends: str, **options: Any) -> Result:
-    """As few images as there can be."""
+    """Check with as few images as possible."""
     options = {"device": "cpu", "examples": 1, **options}
     return clipcheck.check(path, backend=backends or None, **options)
 
@@ -62,7 +62,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def archive(folder: Path) -> Path:
-    """Half and single precision, as released ones have it."""
+    """Write an archive in half and single precision, like the released ones."""
     path = folder / "minute.pt"
     path.write_bytes(minute_bytes(Format.ARCHIVE))
     return path
@@ -84,7 +84,7 @@ def weights(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def changed(folder: Path) -> Path:
-    """A single number of a single weight is another."""
+    """Change one number of one weight."""
     tensors = minute_weights()
     tensors[CHANGED][3, 4] += 0.5
     path = folder / "changed.safetensors"
@@ -93,7 +93,7 @@ def changed(folder: Path) -> Path:
 
 
 class Programs(dict[str, Path]):
-    """By format, each made when it is first asked for; the archive that it is of is beside it."""
+    """Programs by format, each made at its first use, beside the archive that it is made from."""
 
     def __init__(self, archive: Path) -> None:
         super().__init__()
@@ -112,13 +112,13 @@ def programs(archive: Path) -> Programs:
 
 @pytest.fixture
 def everything(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Makes these all the backends that there are."""
+    """Make these the only backends."""
     return lambda *names: monkeypatch.setattr(registry, "BACKENDS", names)
 
 
 @pytest.fixture
 def negated(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is traced gives the features of images with the wrong sign."""
+    """Trace a model that returns image features with the wrong sign."""
     build = Trace.build
 
     def negating(source: Any) -> Any:

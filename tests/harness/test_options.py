@@ -1,4 +1,4 @@
-"""The options of a check: what is taken, and what is refused."""
+"""The options of a check: what is accepted, and what refused."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def is_odd(image: Tensor) -> Tensor:
 
 @pytest.fixture(scope="module")
 def archives(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """One that is sound, and one whose features of the odd image are wrong."""
+    """Return a sound archive, and one with wrong features of the odd image."""
     folder = tmp_path_factory.mktemp("archives")
     weights = synthesize(WITH_WORDS)
     for name, alter in (("sound", None), ("faulty", for_images(is_odd))):

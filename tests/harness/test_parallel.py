@@ -41,7 +41,7 @@ def test_the_result_is_that_of_one_process_in_the_same_order(
 
 
 class Stage:
-    """Stands for processes: jobs come back the last first."""
+    """Stands for processes; returns the last job first."""
 
     def __init__(self, come_of: Callable[[str], Any]) -> None:
         self.come_of = come_of

@@ -41,7 +41,7 @@ WITH_WORDS = replace(MINUTE, context_length=77, vocab_size=49408)
 
 @pytest.fixture(scope="module")
 def faulty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ids from 40,000 are not embedded."""
+    """Return an archive that does not embed ids from 40,000 on."""
     path = tmp_path_factory.mktemp("faulty") / "above-40000.pt"
     plant = absent_from_the_vocabulary(lambda text, most: (text >= 40_000) & (text < most - 2))
     write_archive(WITH_WORDS, synthesize(WITH_WORDS), path, alter=plant)
@@ -50,7 +50,7 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def wrong_on_any_prompt(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """In which the smallest input is soon found."""
+    """Return an archive whose smallest failing input is found soon."""
     path = tmp_path_factory.mktemp("wrong") / "scaled.pt"
     alter = fault_named("text-features-scaled-by-two").plant
     write_archive(WITH_WORDS, synthesize(WITH_WORDS), path, alter=alter)
@@ -216,7 +216,7 @@ def test_an_input_saved_before_other_backends_existed_is_run_as_an_archive(folde
 
 @pytest.fixture(scope="module")
 def beside(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A checkpoint, and another with one weight that is not the same."""
+    """Return a checkpoint, and another that differs in one weight."""
     folder = tmp_path_factory.mktemp("beside")
     tensors = minute_weights()
     write(MINUTE, tensors, folder / "made-of.pt", Format.SAFETENSORS)

@@ -1,4 +1,4 @@
-"""Programs in the layouts that people ship, through a whole check: sound ones, and with a fault."""
+"""Programs in the layouts that people ship, through a whole check: sound, and with a fault."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_what_a_program_does_not_give_is_not_judged(
 
 
 class Halved(Images):
-    """Divides by half of the length."""
+    """Divides by half of the norm."""
 
     def forward(self, image: Tensor) -> Tensor:
         return 2 * super().forward(image)
@@ -317,7 +317,7 @@ def _frozen(path: Path, frozen: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def towers(model: eager.CLIP, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Archives of the image tower alone: as it is, and frozen."""
+    """Return archives of the image tower alone: unaltered, and frozen."""
     folder = tmp_path_factory.mktemp("towers")
     pixels = example(model, 2, 3, torch.int64)["image"]
     path = _traced(model.visual, folder / "visual.pt", pixels)

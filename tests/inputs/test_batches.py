@@ -41,7 +41,7 @@ def prompts_of(drawn: Iterable[Batch]) -> np.ndarray:
 
 
 def images_of(drawn: Iterable[Batch]) -> dict[str, np.ndarray]:
-    """By description; of several, the first."""
+    """Return images by description; of several, the first."""
     found: dict[str, np.ndarray] = {}
     for batch in drawn:
         for name, pixels in zip(batch.rows["image"], batch.pixels, strict=True):
@@ -53,7 +53,7 @@ UNUSUAL = ("two ends", "no end")
 
 
 def described(drawn: Iterable[Batch]) -> list[tuple[str, np.ndarray]]:
-    """Each prompt [1, L] with what it is."""
+    """Yield each prompt [1, L] with its description."""
     return [
         (name, tokens[np.newaxis])
         for batch in drawn
@@ -66,7 +66,7 @@ def lengths_of(tokens: np.ndarray) -> np.ndarray:
 
 
 def ids_of(tokens: np.ndarray) -> list[int]:
-    """Those between the start and the end."""
+    """Return the ids between the start and the end token."""
     return [int(i) for i in tokens[1 : tokens.argmax()]]
 
 
@@ -152,7 +152,7 @@ def test_each_batch_has_new_rows() -> None:
 
 
 def extremes(inputs: Inputs) -> tuple[np.ndarray, np.ndarray]:
-    """What black and white are after preprocessing, by channel."""
+    """Return black and white after preprocessing, by channel."""
     from PIL import Image
 
     side = inputs.resolution

@@ -1,4 +1,4 @@
-"""Rows that were run before, dealt anew."""
+"""Rows that already ran, put into other batches."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def noise(mode, size, seed=0):
 
 
 def outcome(preprocess, image):
-    """The pixels, or the type of the error instead."""
+    """Return the pixels, or the type of the error."""
     try:
         return preprocess(image)
     except Exception as error:

@@ -69,7 +69,7 @@ Features = dict[str, Callable[[Any], Any]]
 
 
 def missing(strategy: SearchStrategy[Any], features: Features, examples: int) -> set[str]:
-    """The features that none of the first examples has."""
+    """Return the features that none of the first examples has."""
     left = dict(features)
 
     def look(example: Any) -> bool:
@@ -90,7 +90,7 @@ def missing(strategy: SearchStrategy[Any], features: Features, examples: int) ->
 def search(
     strategy: SearchStrategy[T], wanted: Callable[[T], Any], examples: int = 400, seed: int = SEED
 ) -> T | None:
-    """The first example that is wanted, as it was drawn."""
+    """Return the first example that has the property, as it was drawn."""
     limits = settings(max_examples=examples, database=None, phases=[Phase.generate])
     try:
         return find(strategy, wanted, settings=limits, random=random.Random(seed))
@@ -99,7 +99,7 @@ def search(
 
 
 def simplest(strategy: SearchStrategy[T], fault: Callable[[T], Any] = lambda _: True) -> T:
-    """What the fault shrinks to."""
+    """Return the example that the fault shrinks to."""
     limits = settings(max_examples=1000, database=None, phases=[Phase.generate, Phase.shrink])
     # Else it draws constants of the modules that other tests have imported.
     with without_local_constants():
@@ -124,7 +124,7 @@ def is_flat(image: Image.Image) -> bool:
 
 
 def colours(image: Image.Image) -> int:
-    """How many there are, but 500 if there are more."""
+    """Return the number of colours, at most 500."""
     return len(image.getcolors(499) or range(500))
 
 
@@ -150,7 +150,7 @@ def ids_of(text: str) -> list[int]:
 
 
 def count(text: str) -> int:
-    """Tokens of the text, start and end included."""
+    """Return the number of tokens of the text, with start and end."""
     return len(ids_of(text)) + 2
 
 
@@ -372,7 +372,7 @@ def test_what_is_opaque_has_no_black_ink() -> None:
 
 
 def shown(kind: str, **numbers: Any) -> list[list[int]]:
-    """The levels of the first channel, 4 pixels wide and 3 high."""
+    """Return the levels of the first channel, 4 pixels wide and 3 high."""
     pattern = Pattern(kind, (0, 0, 0, 255), (9, 9, 9, 255), **numbers)
     return levels(Picture("RGB", 4, 3, pattern).render())[..., 0].tolist()
 
@@ -448,7 +448,7 @@ LOW, HIGH = (extreme.reshape(3, 1, 1) for extreme in EXTREMES)
 
 
 def on_levels(array: np.ndarray) -> bool:
-    """Whether these are bit for bit what preprocessing makes of some image."""
+    """Whether these are bit for bit the result of preprocessing some image."""
     nearest = array * np.float32(STD).reshape(3, 1, 1) + np.float32(MEAN).reshape(3, 1, 1)
     image = Image.fromarray(np.rint(nearest * 255).astype(np.uint8).transpose(1, 2, 0))
     return bool((transform(array.shape[-1])(image).numpy() == array).all())

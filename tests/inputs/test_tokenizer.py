@@ -65,7 +65,7 @@ def open_clip_tokenizer():
 
 
 def outcome(tokenize, text):
-    """The ids in a context of 12, or the message of the refusal instead."""
+    """Return the ids in a context of 12, or the message of the error."""
     try:
         return tokenize(text, 12).tolist()
     except RuntimeError as error:
@@ -74,7 +74,7 @@ def outcome(tokenize, text):
 
 @pytest.fixture
 def fake_open_clip(tmp_path, monkeypatch):
-    """Puts an empty package `open_clip` before the installed one."""
+    """Put an empty package `open_clip` before the installed one."""
     package = tmp_path / "open_clip"
     package.mkdir()
     (package / "__init__.py").touch()

@@ -1,4 +1,4 @@
-"""Inputs for a model and what it makes of them, for the tests of models and of their writers."""
+"""Inputs for a model and its outputs, for the tests of models and of their writers."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ TINY = ("tiny-vit", "tiny-resnet")
 
 
 def small(name: str) -> Architecture:
-    """One of the tiny architectures with few words: its file is a tenth as large."""
+    """Return a tiny architecture with a small vocabulary: its file is a tenth as large."""
     return replace(architecture_named(name), vocab_size=500)
 
 
 def inputs(architecture: Architecture, images: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
-    """Seeded pixels, and ids of one text more, of any length, with the highest id at the end."""
+    """Return seeded pixels, and ids of one more text, of any length, with the highest id at the
+    end."""
     a = architecture
     generator = torch.Generator().manual_seed(0)
     sides = (a.image_resolution, a.image_resolution)
@@ -35,7 +36,8 @@ def inputs(architecture: Architecture, images: int = 2) -> tuple[torch.Tensor, t
 
 
 def outputs(model: Any, pixels: torch.Tensor, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
-    """All that a model gives, from the third call, where the interpreter has settled."""
+    """Return all outputs; those of an archive from the third call, when TorchScript has optimised
+    it."""
     with torch.inference_mode(), torchscript_support.silenced():
         calls = 3 if isinstance(model, torch.jit.ScriptModule) else 1
         for _ in range(calls):
@@ -52,7 +54,8 @@ def outputs(model: Any, pixels: torch.Tensor, tokens: torch.Tensor) -> dict[str,
 def assert_near(
     found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], atol: float
 ) -> None:
-    """All outputs, of one shape and dtype. ``atol`` is a share of each one's greatest value."""
+    """Compare all outputs, of one shape and dtype. ``atol`` is a share of each one's greatest
+    value."""
     assert list(found) == list(expected)
     for name, value in expected.items():
         limit = atol * float(value.abs().max())

@@ -37,7 +37,7 @@ no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has
 
 @pytest.fixture(scope="module")
 def in_format(tmp_path_factory: pytest.TempPathFactory) -> InFormat:
-    """Small weights in a format and a dtype. Tests must not change the file."""
+    """Write small weights in a format and a dtype. Tests must not change the file."""
     folder = tmp_path_factory.mktemp("formats")
     weights = synthesize(MINUTE)
 
@@ -246,7 +246,7 @@ def test_all_weights_are_compared(tiny_archive: Path) -> None:
 
 
 def _changed(tensor: torch.Tensor) -> torch.Tensor:
-    """With one bit, the last one of the last element, flipped."""
+    """Return a copy with the last bit of the last element flipped."""
     flipped = tensor.clone()
     bits = flipped.view(-1).view({2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.itemsize])
     bits[-1] ^= 1
@@ -379,7 +379,7 @@ WAYS = {
 
 @pytest.fixture(params=WAYS)
 def loaded(request: pytest.FixtureRequest, in_format: InFormat) -> tuple[torch.nn.Module, Path]:
-    """A model whose weights lie in an arena, or in the map of a file; and that file."""
+    """Return a model whose weights are in an arena or a mapped file, and the file."""
     form, dtype, load = WAYS[request.param]
     path = in_format(form, dtype)
     return load(path), path
@@ -508,7 +508,7 @@ def test_jit_and_eager_model_agree_on_the_cpu_in_half(
 
 
 class Drifting(torch.nn.Module):
-    """Adds to a weight when it is told to; and statistics follow in training mode."""
+    """Adds to a weight when asked to; its statistics follow the batch in training mode."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -575,7 +575,7 @@ def test_a_sound_archive_changes_no_weight(
 
 
 def follow_the_batch(model: Any) -> None:
-    """As in training: the statistics of a normalisation are those of what it is given."""
+    """Let the statistics of a normalisation follow its inputs, as in training."""
     norm = model.visual.bn2
 
     def forward(x: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Listening to the calls of an archive's modules."""
+"""Record the calls of an archive's modules."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def loaded(path: Path) -> torch.jit.ScriptModule:
 
 
 class Recorder:
-    """Remembers names and shapes of what it hears, and no tensors."""
+    """Records names and shapes, and no tensors."""
 
     def __init__(self) -> None:
         self.heard: Heard = []
@@ -55,11 +55,11 @@ class Recorder:
         self.heard.append((site.module, site.method, entering, shapes))
 
     def calls(self) -> list[tuple[str, str]]:
-        """The modules and methods in the order in which the calls began."""
+        """Return modules and methods in the order in which the calls began."""
         return [(module, method) for module, method, entering, _ in self.heard if entering]
 
     def shapes(self, module: str, *, entering: bool) -> list[tuple[int, ...]]:
-        """Of the first call."""
+        """Return the shapes of the first call."""
         return next(s for m, _, begins, s in self.heard if (m, begins) == (module, entering))
 
 

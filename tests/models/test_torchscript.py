@@ -47,13 +47,13 @@ FIVE = Architecture(64, 64, ResNet((1, 1, 1, 1), 10), text_width=128, text_layer
 
 @pytest.fixture(scope="module")
 def five(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The reference's model, traced in half: its attention has the number of heads as a literal."""
+    """Trace the reference's model in half: its attention has the number of heads as a literal."""
     path = tmp_path_factory.mktemp("five") / "five.pt"
     return traced_by_others(path, FIVE, half=True)
 
 
 def to_float(module: Any) -> Any:
-    """The weights alone, as ``module.float()``."""
+    """Cast only the weights, like ``module.float()``."""
     with torchscript_support.silenced():
         return module.float()
 
@@ -76,7 +76,7 @@ def naive_devices(graph: Any, device: str, old: str = "cuda") -> None:
 
 
 def naive_floats(graph: Any) -> None:
-    """Changes the constant itself, which may be something else's constant, too."""
+    """Change the constant itself, which may also be another value's constant."""
     for node in graph.findAllNodes("aten::to"):
         for number in list(node.inputs())[1:3]:
             constant = number.node()
@@ -94,7 +94,7 @@ def separate_floats(graph: Any) -> None:
 def patch_named(
     module: Any, names: tuple[str, ...], floats: Callable[[Any], None] = separate_floats
 ) -> None:
-    """Patches only the methods of these names, and the root's."""
+    """Patch only the methods of these names, and the root's."""
     for submodule in module.modules():
         script = submodule._c
         for name in script._method_names():
@@ -281,7 +281,7 @@ def test_the_weights_decide_which_casts_are_rewritten_and_no_count_of_casts_does
 
 
 class Normalised(nn.Module):
-    """The second normalisation is not all that takes what it is given."""
+    """The input of the second normalisation is used elsewhere too."""
 
     def forward(self, x: Tensor) -> Tensor:
         y = nn.functional.layer_norm(x.to(torch.float64).float(), [2])
@@ -338,7 +338,7 @@ def test_looking_for_weights_in_use_changes_nothing(seeded_archive: SeededArchiv
 
 
 def skip_a_block(model: Any) -> None:
-    """It is run, and its result is not taken."""
+    """Run a block, and ignore its result."""
     first, second = model.transformer.resblocks
 
     def forward(x: Tensor) -> Tensor:
@@ -432,7 +432,7 @@ class Norm(nn.LayerNorm):
 
 
 class Thrice(nn.Module):
-    """One norm that is called three times in a pass, as the ReLU of the ResNets is."""
+    """Calls one norm three times in a pass, as the ResNets call their ReLU."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -455,7 +455,7 @@ def traced(module: nn.Module, path: Path, **methods: Any) -> Any:
 
 
 def cuda_archive(path: Path) -> Any:
-    """Traced on the CPU; then its code names a GPU."""
+    """Trace on the CPU, then let the code name a GPU."""
     with torchscript_support.silenced():
         script = torch.jit.trace(Thrice(), torch.zeros(2, 8), check_trace=False)
         for graph in graphs(script):
@@ -602,7 +602,7 @@ def test_nested_blocks_are_patched() -> None:
 
 
 class TwoTowers(nn.Module):
-    """Other classes, and other code, than the reference's."""
+    """Has other classes and other code than the reference's."""
 
     def __init__(self, model: eager.CLIP) -> None:
         super().__init__()

@@ -24,7 +24,7 @@ SHOWS = """
 
 @pytest.fixture(autouse=True)
 def of_no_other_run(monkeypatch: pytest.MonkeyPatch, pytester: pytest.Pytester) -> None:
-    """What the workers of the run that these tests are in were told is not for the runs within."""
+    """Remove what the outer run set for its workers, so that inner runs do not see it."""
     for name in (*workers.THREADS, workers.GPUS):
         monkeypatch.delenv(name, raising=False)
     pytester.makeini("[pytest]\naddopts = -p no:randomly -p no:cacheprovider")

@@ -32,7 +32,7 @@ def runs(folder: Path, **given: object) -> Run:
 
 @pytest.fixture
 def checked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """The arguments of each check, which finds nothing."""
+    """Record the arguments of each check, which finds nothing."""
     seen: list[dict[str, Any]] = []
 
     def check(path: str, options: CheckOptions) -> Result:

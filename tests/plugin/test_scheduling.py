@@ -50,7 +50,7 @@ def test_an_id_is_found_as_pytest_writes_it() -> None:
 
 
 class Node:
-    """What a worker is to a scheduler."""
+    """The part of a worker that a scheduler uses."""
 
     def __init__(self) -> None:
         self.gateway = SimpleNamespace(id="gw")
@@ -65,7 +65,7 @@ class Node:
 
 
 def start(count: int) -> tuple[CheckpointScheduling, list[Node]]:
-    """A scheduler with so many workers, and the tests below."""
+    """Start a scheduler with so many workers, and the tests below."""
     option = SimpleNamespace(loadscopereorder=False)
     config = SimpleNamespace(option=option, getvalue={"tx": count * ["popen"]}.get)
     scheduling = CheckpointScheduling(config, None, choices())
@@ -95,7 +95,7 @@ def test_all_tests_of_a_checkpoint_go_to_one_worker() -> None:
 
 
 def replace_by_another(scheduling: CheckpointScheduling) -> list[int]:
-    """What a new worker runs, in order, as pytest-xdist has it do."""
+    """Return the tests that a new worker runs, in order, as pytest-xdist makes it."""
     new = Node()
     join(scheduling, new)
     scheduling.schedule()

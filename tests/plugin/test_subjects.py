@@ -13,7 +13,7 @@ from conftest import SeededArchive
 
 @pytest.fixture
 def written(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the seeded archives that are asked for, in place of writing them."""
+    """Record the names of the requested seeded archives instead of writing them."""
     asked: list[str] = []
 
     def pretend(name: str, folder: Path) -> Path:

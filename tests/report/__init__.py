@@ -35,7 +35,7 @@ PASSED = Judgement(
 
 
 def failed(name: str = "bad.pt", prompt: str = "addo") -> Judgement:
-    """One that fails on an image and a prompt, and is known to depart in both towers."""
+    """Return a judgement that fails on an image and a prompt, with a place in both towers."""
     failing = Failing(
         Example((Image.new("RGB", (3, 2)),), (prompt,)),
         Measure("text_features", 12.0, 8.0, 0.5, f"text features of {prompt!r} differ"),
@@ -65,18 +65,18 @@ def failed(name: str = "bad.pt", prompt: str = "addo") -> Judgement:
 
 
 def saved_in(folder: str | None, judgement: Judgement) -> Judgement:
-    """The same, with its failing input in another folder, or in none."""
+    """Return the same with its failing input in another folder, or in none."""
     assert judgement.failing is not None
     return replace(judgement, failing=replace(judgement.failing, saved=folder))
 
 
 def unjudged(name: str = "gone.pt") -> Judgement:
-    """One that is not there."""
+    """Return the judgement of a missing file."""
     return Judgement(name, "cpu", error=f"expected a file, found '{name}'. Look again.")
 
 
 def failing_result() -> Result:
-    """One that passed, one that failed, one that could not be judged."""
+    """Return a result of three: passed, failed, and could not be judged."""
     return Result((PASSED, failed(), unjudged()), ENVIRONMENT)
 
 
@@ -102,7 +102,7 @@ FRONTENDS = (
 
 
 def several_backends() -> Result:
-    """One checkpoint in four ways, of which one passes, and two that were left out."""
+    """Return one checkpoint in four backends, one of which passes, and two that were skipped."""
     release = replace(PASSED, artefact_bytes=1000)
     slow = replace(
         failed(PASSED.checkpoint),

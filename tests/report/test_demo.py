@@ -1,4 +1,4 @@
-"""What a demo of a planted fault says around the report."""
+"""The text of a demo before and after the report."""
 
 from __future__ import annotations
 

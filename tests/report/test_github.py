@@ -11,7 +11,7 @@ from tests.report import ENVIRONMENT, PASSED, failed, failing_result
 
 @pytest.fixture
 def summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file of a job's summary."""
+    """Set the file for a job's summary."""
     path = tmp_path / "summary.md"
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(path))

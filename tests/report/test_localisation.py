@@ -1,4 +1,4 @@
-"""What ``clipcheck localize`` found, as text and JSON."""
+"""The results of ``clipcheck localize``, as text and JSON."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ GELU = Place(
 
 
 def departing(*places: Place) -> Localised:
-    """With those places, and none in the other towers."""
+    """Return a localisation with these places, and none in the other towers."""
     by_tower = {place.tower: place for place in places}
     all_of_them = [by_tower.get(place.tower, place) for place in SOUND.localisation.places]
     return replace(SOUND, localisation=Localisation(all_of_them))

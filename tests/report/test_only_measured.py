@@ -1,4 +1,4 @@
-"""Every format tells a gate that cannot fail apart from one that passed."""
+"""Every format distinguishes a gate that cannot fail from one that passed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page in a real browser: quiet, alone, whole, and not wider than a phone."""
+"""The page in a real browser: no errors, no requests, complete, and no wider than a phone."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """By name, a page: of a check of a faulty archive, and of what was made by hand."""
+    """Return pages by name: of a check of a faulty archive, and of results made by hand."""
     folder = tmp_path_factory.mktemp("pages")
     (fault,) = (fault for fault in FAULTS if fault.name == "highlights-clipped")
     faulty = folder / "faulty.pt"
@@ -94,7 +94,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def show(browser: Chrome, page: Path, width: int = DESK, scheme: str = "light") -> None:
-    """Open it, in a window of that width."""
+    """Open a page in a window of this width."""
     metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width == PHONE}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     features = [{"name": "prefers-color-scheme", "value": scheme}]

@@ -24,7 +24,7 @@ from tests.sweep.samples import Stage, changed, failing, files, passing, planned
 
 
 def swept(folder: Path, entries: list[Entry] | None = None) -> Swept:
-    """Four checkpoints: one passes, one fails, one could not be judged, one was not there."""
+    """Return four checkpoints: one passes, one fails, one could not be judged, one is missing."""
 
     def judge(job: Job) -> Performed:
         if job.label == "model-01.pt":

@@ -59,7 +59,7 @@ def lines_of(*judgements: Judgement) -> list[str]:
 
 
 def table(*judgements: Judgement) -> list[str]:
-    """The lines above the verdict."""
+    """Return the lines above the verdict."""
     return brief(result(*judgements)).plain.split("\n\n")[0].splitlines()
 
 
@@ -245,7 +245,7 @@ def test_long_messages_are_wrapped_and_keep_their_column() -> None:
 
 
 def styled(text: Text, word: str) -> set[str]:
-    """The styles that the word has wherever it stands."""
+    """Return the styles of a word, wherever it is."""
     return {str(span.style) for span in text.spans if text.plain[span.start : span.end] == word}
 
 
@@ -290,7 +290,7 @@ MARGINS = st.floats(min_value=0)
 
 @st.composite
 def judgements(draw: Callable[..., object]) -> Judgement:
-    """Of any names and figures, passing, failing and unjudged."""
+    """Draw judgements with any names and figures: passing, failing and unjudged."""
     name = str(draw(NAMES))
     if draw(st.booleans()):
         return Judgement(name, str(draw(NAMES)), error=f"{name}: no. {name}", remedy=name)

@@ -37,13 +37,13 @@ def require_valid(document: Any) -> None:
 
 @pytest.fixture(scope="module")
 def found(minute_archive: Path) -> Result:
-    """Of a sound archive, and of one that is not there."""
+    """Return the result of a sound archive and of a missing one."""
     return clipcheck.check([minute_archive, "no-such-model"], examples=2)
 
 
 @pytest.fixture(scope="module")
 def passed(found: Result) -> Any:
-    """The document of the sound archive alone."""
+    """Return the document of the sound archive alone."""
     return json.loads(render(replace(found, judgements=found.judgements[:1])))
 
 

@@ -38,7 +38,7 @@ UNJUDGED = replace(unjudged("model.pt"), dtype=None)
 
 @pytest.fixture
 def run_of(tmp_path: Path) -> Callable[..., Run]:
-    """Judgements as a run that was written and read."""
+    """Write judgements as a run, and read them back."""
 
     def written(*judgements: Judgement) -> Run:
         path = tmp_path / f"{len([*tmp_path.iterdir()])}.json"

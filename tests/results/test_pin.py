@@ -1,4 +1,4 @@
-"""The file of a pin: written, read, and refused where it is no sound one."""
+"""The file of a pin: written, read, and refused if damaged."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_other_inputs_than_those_of_the_pin_are_refused(pin: Pin) -> None:
 
 
 def header_with(data: bytes, **fields: Any) -> bytes:
-    """The file with other fields in its header, and nothing else changed."""
+    """Return the file with other fields in its header."""
     length = int.from_bytes(data[:8], "little")
     outer = json.loads(data[8 : 8 + length])
     head = {**json.loads(outer["__metadata__"]["clipcheck"]), **fields}

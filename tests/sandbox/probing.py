@@ -68,7 +68,7 @@ class Prober:
         return _tried(lambda: Path(path).chmod(0o777))
 
     def calls(self, _: Tensors, number: int) -> Answer:
-        """Asks Linux itself, with arguments that no call can use."""
+        """Make a system call with arguments that no call can use."""
         return _tried(lambda: called(number))
 
     def opens_a_socket(self, _: Tensors) -> Answer:
@@ -119,7 +119,7 @@ class Prober:
         return _tried(lambda: [os.open("/dev/null", os.O_RDONLY) for _ in range(count)])
 
     def starts_threads(self, _: Tensors, count: int) -> Answer:
-        """Gives how many it has then."""
+        """Start threads, and return how many there are."""
         with contextlib.suppress(RuntimeError):
             for _ in range(count):
                 _thread.start_new_thread(time.sleep, (3600,))
@@ -129,7 +129,7 @@ class Prober:
         raise ZeroDivisionError("of its own")
 
     def says(self, _: Tensors, raw: str) -> Answer:
-        """Sends what is no message of the protocol's."""
+        """Send bytes that are not a message of the protocol."""
         self._caller._channel._connection.sendall(bytes.fromhex(raw))
         time.sleep(3600)
         return {}, ()
@@ -138,7 +138,7 @@ class Prober:
         return {"answers": [self._caller.ask({"n": n})["n"] for n in range(times)]}, ()
 
     def spoils(self, _: Tensors, size: int) -> Answer:
-        """Writes to what it was shown, and tells what it sees then."""
+        """Write to shared memory, and return what it has before and after."""
         memory = self._caller.shared(size)
         before = memory.buffer[:4]
         memory.buffer[:4] = b"evil"

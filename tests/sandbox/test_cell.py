@@ -36,7 +36,7 @@ Tried = Callable[..., Any]
 
 @pytest.fixture(scope="module")
 def prober() -> Iterator[Cell]:
-    """One for all that leaves it alive."""
+    """Share one process among all tests that do not end it."""
     with contextlib.closing(Cell(SERVANT, [HERE.parents[1]], GENEROUS)) as cell:
         yield cell
 
@@ -48,7 +48,7 @@ def tried(prober: Cell) -> Tried:
 
 @contextlib.contextmanager
 def short(seconds: float = 60, memory: int = 4 * 10**9) -> Iterator[Cell]:
-    """One that is going to be ended."""
+    """Start a process that the test ends."""
     limits = Limits(seconds, memory, 1)
     with contextlib.closing(Cell(SERVANT, [HERE.parents[1]], limits)) as cell:
         yield cell
@@ -318,7 +318,7 @@ def test_an_error_names_only_our_classes_and_only_given_files() -> None:
 
 
 def _mine() -> tuple[int, set[str]]:
-    """Open files of this process, and scratch folders."""
+    """Return the open files of this process, and scratch folders."""
     gc.collect()
     folders = {path.name for path in Path(tempfile.gettempdir()).glob("clipcheck-*")}
     return len(os.listdir("/proc/self/fd")), folders  # noqa: PTH208

@@ -48,7 +48,7 @@ def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def asked(machine: str, number: int, *arguments: int) -> str:
-    """In a word: the name of the error, or allowed."""
+    """Return the answer in a word: the name of the error, or allowed."""
     found = answer(seccomp_filter(OWN), number, *arguments, kernel=KERNELS[machine])
     if found == ALLOWED:
         return "allowed"

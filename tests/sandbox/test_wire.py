@@ -23,7 +23,7 @@ ROOM = 1 << 16
 
 @contextmanager
 def ends(kind: type[Channel] = Channel) -> Iterator[tuple[Channel, Channel, socket.socket]]:
-    """Both ends of a channel, and the socket of the far one."""
+    """Return both ends of a channel, and the socket of the far one."""
     near, far = socket.socketpair()
     memory = Memory(ROOM)
     with near, far:
@@ -36,7 +36,7 @@ def framed(text: bytes) -> bytes:
 
 
 def send(raw: socket.socket, data: bytes) -> None:
-    """In a thread: it is more than the system takes before it is read."""
+    """Send in a thread: it is more than the system buffers before it is read."""
 
     def run() -> None:
         with suppress(OSError):

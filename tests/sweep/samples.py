@@ -29,7 +29,7 @@ Judge = Callable[[Job], Performed]
 
 
 def archives(folder: Path, count: int) -> list[Path]:
-    """Archives of one layer, each with other weights; the first has a fault."""
+    """Write archives of one layer, each with other weights; the first has a fault."""
     folder.mkdir(exist_ok=True)
     paths = [folder / f"model-{number:02}.pt" for number in range(count)]
     for number, path in enumerate(paths):
@@ -43,7 +43,7 @@ def archives(folder: Path, count: int) -> list[Path]:
 
 
 def files(folder: Path, count: int) -> list[Entry]:
-    """Entries of files that are no checkpoints, each with other bytes."""
+    """Return entries of files that are no checkpoints, each with other bytes."""
     folder.mkdir(exist_ok=True)
     paths = [folder / f"model-{number:02}.pt" for number in range(count)]
     for number, path in enumerate(paths):
@@ -52,12 +52,12 @@ def files(folder: Path, count: int) -> list[Entry]:
 
 
 def planned(entries: Sequence[Entry], ledger: Ledger, scratch: Path | None = None) -> Plan:
-    """What there is to do, on the CPU."""
+    """Return the plan, on the CPU."""
     return plan(entries, ledger, Setting(OPTIONS, scratch, "cpu", 1))
 
 
 def job(number: int = 0, label: str = "model.pt", **other: Any) -> Job:
-    """A job of a file that is not there."""
+    """Return a job of a missing file."""
     known = Job(
         number=number,
         task=f"task {number}",
@@ -69,17 +69,17 @@ def job(number: int = 0, label: str = "model.pt", **other: Any) -> Job:
 
 
 def passing(of: Job) -> Performed:
-    """What a worker finds of a checkpoint that is consistent."""
+    """Return a worker's findings for a consistent checkpoint."""
     return found(of, passed=True)
 
 
 def failing(of: Job) -> Performed:
-    """What a worker finds of a checkpoint that is not."""
+    """Return a worker's findings for an inconsistent checkpoint."""
     return found(of, passed=False)
 
 
 def found(of: Job, *, passed: bool) -> Performed:
-    """What a worker finds, without any computing."""
+    """Return a worker's findings, without any computing."""
     content = sha256_of(of)
     gate = GateResult("fidelity", passed, "far", margin=0.25 if passed else 1800.0)
     record = Record(
@@ -100,13 +100,13 @@ def found(of: Job, *, passed: bool) -> Performed:
 
 
 def changed(told: Performed, backend: str, **known: Any) -> Performed:
-    """The same with other fields of the record of a backend."""
+    """Return the same with other fields in a backend's record."""
     (record,) = told.units[backend].results
     return replace(told, units={**told.units, backend: Found((replace(record, **known),))})
 
 
 def sha256_of(of: Job) -> str:
-    """Of the job's file; some digest where there is none."""
+    """Return the digest of the job's file; an arbitrary one if it is missing."""
     import hashlib
 
     path = Path(of.source.place)
@@ -164,7 +164,7 @@ class Stage:
 
 
 def rows(ledger: Path, query: str) -> list[tuple[Any, ...]]:
-    """What a ledger has, read by somebody else."""
+    """Query a ledger through another connection."""
     connection = sqlite3.connect(ledger)
     try:
         return connection.execute(query).fetchall()

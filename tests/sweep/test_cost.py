@@ -18,7 +18,7 @@ RATES = Rates("a machine", 2.0, 5.0, 1.0, {1: 0.5, 4: 0.25}, {"compile": 60.0}, 
 
 
 def counted(architecture: Architecture) -> Flops:
-    """By torch's own count of what the eager model does."""
+    """Count the eager model's operations with torch's own counter."""
     with torch.device("meta"):
         tensors = {key: torch.zeros(spec.shape) for key, spec in specs(architecture)}
         model = build(architecture, tensors)

@@ -66,7 +66,7 @@ def test_a_missing_file_has_no_facts(tmp_path: Path) -> None:
 
 
 def altered(path: Path) -> None:
-    """Change the last byte, and set the time of change back."""
+    """Change the last byte, and restore the modification time."""
     stat = path.stat()
     path.write_bytes(path.read_bytes()[:-1] + b"\xff")
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
@@ -115,7 +115,7 @@ def test_a_byte_of_any_file_of_a_folder_makes_it_another(which: str, tmp_path: P
 
 
 def sharded(folder: Path) -> Path:
-    """A folder of transformers with its weights in two files."""
+    """Write a folder of transformers with its weights in two files."""
     from safetensors.torch import load_file, save_file
 
     from clipcheck.checkpoints.formats import open_checkpoint

@@ -71,7 +71,7 @@ def test_a_name_in_an_address_stays_in_its_folder(tmp_path: Path, name: str) -> 
 
 
 class Hub(types.ModuleType):
-    """Stands in for huggingface_hub, whose hub is not to be had here: has one repository."""
+    """Stands for huggingface_hub, because the hub cannot be reached here; has one repository."""
 
     def __init__(self, names: list[str]) -> None:
         super().__init__("huggingface_hub")

@@ -18,7 +18,7 @@ from tests.sweep.samples import OPTIONS, Stage, failing, files, passing, rows
 
 @pytest.fixture
 def staged(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Stage]:
-    """Has the command use an engine that plays."""
+    """Let the command use an engine with given outcomes."""
 
     def stage(judge: Any = passing) -> Stage:
         made = Stage(judge)

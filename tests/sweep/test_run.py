@@ -30,7 +30,7 @@ Judge = Callable[[Job], Performed | Outcome]
 def swept(
     folder: Path, entries: list[Entry], judge: Judge, count: int = 1, disk: int | None = None
 ) -> tuple[Swept, Stage]:
-    """A sweep with the ledger of a folder."""
+    """Sweep with the ledger of a folder."""
     stage = Stage(judge, count)
     with Ledger(folder / "ledger") as ledger:
         plan = planned(entries, ledger, folder / "scratch")

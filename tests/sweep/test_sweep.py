@@ -1,4 +1,4 @@
-"""Whole sweeps by the command line, some of them interrupted on purpose."""
+"""Whole sweeps from the command line, some of them interrupted on purpose."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
 
 @pytest.fixture(scope="module")
 def folder(shared: Path) -> Path:
-    """Archives, of which the first is inconsistent. Tests must not change them."""
+    """Write archives, of which the first is inconsistent. Tests must not change them."""
     folder = shared / "checkpoints"
     with FileLock(shared / "checkpoints.lock"):
         if not folder.exists():
@@ -71,7 +71,7 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def until(condition: Callable[[], bool], process: subprocess.Popen[str] | None = None) -> None:
-    """Wait, and see that what it is waited for with is still there."""
+    """Wait for the condition, and require that the process still runs."""
     for _ in range(6000):
         if condition():
             return
@@ -91,7 +91,7 @@ def judged(ledger: Path) -> int:
 
 
 def children(pid: int) -> list[int]:
-    """Of a process, and theirs."""
+    """Return the children of a process, and theirs."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -112,7 +112,7 @@ def running(pid: int) -> bool:
 
 
 def verdicts(ledger: Path) -> Mapping[str, Any]:
-    """By checkpoint, all that was found but what it cost."""
+    """Return all findings except their cost, by checkpoint."""
     document = json.loads(results_of(ledger).read_text())
     found = {}
     for each in document["results"]:
@@ -138,7 +138,7 @@ def require_each_once(folder: Path, ledger: Path) -> None:
 
 @pytest.fixture(scope="module")
 def locally(folder: Path, shared: Path) -> Path:
-    """The ledger of a sweep by two workers that was killed in the middle, and swept again."""
+    """Return the ledger of a sweep with two workers that was killed in the middle and resumed."""
     if sys.platform != "linux":
         pytest.skip("what runs is looked up in /proc")
     place = shared / "locally"
@@ -194,7 +194,7 @@ def test_a_sweep_whose_parent_is_killed_goes_on_where_it_was(folder: Path, local
 
 
 def _node_of_the_last(ledger: Path, nodes: Sequence[Any]) -> Any:
-    """The node that has just judged one: it is at the next."""
+    """Return the node that has just judged a checkpoint: it now works at the next."""
     last = "SELECT worker FROM attempts WHERE fate = 'done' ORDER BY ended DESC LIMIT 1"
     ((worker,),) = rows(ledger, last)
     (node,) = (node for node in nodes if worker.startswith(f"node {node.node_id[:8]},"))
@@ -202,7 +202,8 @@ def _node_of_the_last(ledger: Path, nodes: Sequence[Any]) -> Any:
 
 
 def _lose(cluster: Any, node: Any) -> None:
-    """Kill a node in the middle of a job, which is stopped first: it could end meanwhile."""
+    """Kill a node in the middle of a job. It is stopped first, so that it cannot finish
+    meanwhile."""
     (raylet,) = node.all_processes["raylet"]
     workers = children(raylet.process.pid)
     try:

@@ -9,7 +9,7 @@ from clipcheck.system.progress import Gauge, Span, Tally, say_import
 
 
 class Listener:
-    """Keeps what it is told."""
+    """Records the progress that it gets."""
 
     def __init__(self) -> None:
         self.words: list[str] = []

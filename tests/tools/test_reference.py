@@ -16,7 +16,7 @@ DOCS = Path(reference.__file__).parents[1] / "docs"
 
 @pytest.fixture
 def app(monkeypatch: pytest.MonkeyPatch) -> typer.Typer:
-    """A command line in place of ours."""
+    """Return a command line to use in place of ours."""
     app = typer.Typer(rich_markup_mode=None, help="Weigh and measure.")
     monkeypatch.setattr(clipcheck.cli.app, "app", app)
     app.command(hidden=True)(lambda: None)

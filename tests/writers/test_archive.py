@@ -1,4 +1,4 @@
-"""The archives that are written here have the layout of the released ones, and load elsewhere."""
+"""Written archives have the layout of the released ones, and load elsewhere."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def code(records: Records) -> str:
 
 @pytest.fixture(scope="module")
 def module(tiny_archive: Path) -> Any:
-    """Not patched, and not to be patched."""
+    """Load it without patches; tests must not patch it."""
     return load_archive(tiny_archive, torch.device("cpu"))
 
 

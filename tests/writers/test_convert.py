@@ -26,7 +26,7 @@ TOUR = [_A, _S, _S, _T, _T, _A, _T, _S, _A]
     scope="module", params=[pytest.param(MINUTE, id="vit"), thorough(MINUTE_RESNET, id="resnet")]
 )
 def archive(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Tests must not change the file."""
+    """Write an archive. Tests must not change the file."""
     path = tmp_path_factory.mktemp("small") / "archive.pt"
     write(request.param, synthesize(request.param), path, Format.ARCHIVE)
     return path
@@ -144,7 +144,8 @@ def test_back_in_half_a_float32_archive_is_the_released_one(
 
 
 def flat_views(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
-    """All weights as views of one tensor, with as much again behind them; two are the same."""
+    """Return all weights as views of one tensor, with as much again behind them; two are the
+    same."""
     floats = {k: t.float() for k, t in checkpoint.tensors.items() if t.is_floating_point()}
     flat = torch.cat([t.reshape(-1) for t in floats.values()]).repeat(2)
     views, start = {}, 0
@@ -178,7 +179,7 @@ def test_views_and_shared_weights_are_written_apart(
 
 
 class StopError(Exception):
-    """Not an error of clipcheck's, nor of the system."""
+    """Neither an error of clipcheck's nor of the system."""
 
 
 @pytest.mark.parametrize(

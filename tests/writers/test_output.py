@@ -126,7 +126,7 @@ with replacing(Path(sys.argv[1])) as temporary:
 
 @contextmanager
 def another(path: Path) -> Iterator[subprocess.Popen[str]]:
-    """A process that has written half of it, and goes on when it is told to."""
+    """Start a process that has written half of a file, and continues on request."""
     with subprocess.Popen(
         [sys.executable, "-c", HOLDS, str(path)],
         stdin=subprocess.PIPE,

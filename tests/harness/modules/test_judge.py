@@ -79,7 +79,7 @@ def ratio(error: ModuleError) -> float:
 
 
 def ratios(coverage: Coverage) -> dict[str, float]:
-    """By module, the greatest of all methods."""
+    """Return the greatest ratio of all methods, by module."""
     found: dict[str, float] = {}
     for error in coverage.errors:
         found[error.module] = max(ratio(error), found.get(error.module, 0.0))
@@ -338,7 +338,7 @@ def test_of_several_input_tensors_the_one_used_for_computing_counts(
 
 
 def rows_first(transformer: Any) -> None:
-    """Inside, positions are the second dimension."""
+    """Make positions the second dimension inside of the transformer."""
 
     def turn(owner: Any, name: str) -> None:
         original = getattr(owner, name)
@@ -375,7 +375,7 @@ def test_a_fault_in_a_transformer_with_rows_first_is_seen(judged: Judged) -> Non
 
 
 def patches_first(model: Any) -> None:
-    """The first convolution as a product with patches that were cut before."""
+    """Compute the first convolution as a product with patches that were cut before."""
     visual = model.visual
     conv1 = visual.conv1
     size = conv1.kernel_size[0]

@@ -1,4 +1,4 @@
-"""Modules of an archive called alone, with numbers that never reach them in the model."""
+"""Modules of an archive called alone, on numbers that never reach them in the model."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def walked(written: Written) -> Walked:
 
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The modules that are run, eager and in float64, as they come."""
+    """Record the modules that run, eager and in float64, in order."""
     names: list[str] = []
     original = Twins.run
 
@@ -337,7 +337,7 @@ def test_where_one_tower_has_no_rows_forward_is_not_run(walked: Walked) -> None:
 
 
 def shares_out_otherwise(block: Any) -> None:
-    """What its modules give is doubled, and taken half: the block computes the same."""
+    """Double the outputs of modules and halve them again: the block computes the same."""
     norm, attend = block.ln_1.forward, block.attn.forward
     project, perceptron = block.mlp.c_proj.forward, block.mlp.forward
     block.ln_1.forward = lambda x: 2 * norm(x)

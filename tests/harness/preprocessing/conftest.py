@@ -15,7 +15,8 @@ Candidates = dict[str, Candidate]
 
 @pytest.fixture(scope="package")
 def candidates(tmp_path_factory: pytest.TempPathFactory) -> Candidates:
-    """By kind and name, those of all libraries for a checkpoint that is no folder."""
+    """Return the candidates of all libraries for a checkpoint that is not a folder, by kind and
+    name."""
     folder = tmp_path_factory.mktemp("frontends")
     return {
         f"{each.kind} {each.name}": each

@@ -1,4 +1,4 @@
-"""Checkpoints that no library reads weights from: it is about their sizes and their folder."""
+"""Checkpoints of which libraries read no weights: only sizes and folder matter."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def checkpoint(path: Path = NOWHERE, vocab_size: int = 49408) -> Checkpoint:
 
 
 def told(results: list[FrontendResult]) -> list[str]:
-    """What differs for no known reason, for people."""
+    """Return differences without a known reason, as text."""
     return [
         f"{each.name}: {one.example}: {one.unlike.message}"
         for each in results

@@ -1,4 +1,4 @@
-"""A planted fault is unknown, beside all that is known; and what is counted adds up."""
+"""A planted fault is reported as unknown, beside known differences; the counts add up."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ TEXTS = ["A DOG", "dog " * 30, "Caf\u00e9 &amp; BAR \x07", "Is THIS \u2019tis?"]
 
 
 def shifted(pixels: Array) -> Array:
-    """As from a crop that begins a pixel late."""
+    """Shift the image as a crop that begins one pixel late does."""
     return np.roll(pixels, 1, axis=2)
 
 
@@ -62,7 +62,7 @@ def one_level(shape: tuple[int, ...]) -> Array:
 
 
 def without_end(ids: Array) -> Array:
-    """As of one who cuts without putting the end token last, or leaves it out."""
+    """Leave the end token out, as a tokenizer that only cuts does."""
     end = int(np.argmax(ids == END_TOKEN))
     return np.concatenate([ids[:end], ids[end + 1 :], [0]])
 
@@ -259,7 +259,7 @@ def test_ids_and_letters_that_are_new_in_unicode_are_left_out(candidates: Candid
 
 
 def _is_assigned(character: str) -> bool:
-    """As in later versions of Python."""
+    """Whether this Python's Unicode has the character; later versions have more."""
     import unicodedata
 
     return unicodedata.category(character) != "Cn"

@@ -1,4 +1,4 @@
-"""The libraries that are installed, over all kinds of inputs: what differs is known."""
+"""The installed libraries, on all kinds of inputs: all differences are known."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def striped(mode: str, width: int = 40, height: int = 50) -> Image.Image:
 
 
 def ramp(width: int, height: int) -> Image.Image:
-    """Of the model's height or width already, so that nothing is resized."""
+    """Return an image of the model's height or width, so that nothing is resized."""
     x, y = np.meshgrid(np.arange(width), np.arange(height))
     planes = np.stack([x * 3, y * 5, (x + y) * 2], axis=-1)
     return Image.fromarray((planes % 256).astype(np.uint8))

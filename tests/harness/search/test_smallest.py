@@ -1,4 +1,4 @@
-"""A fault on some inputs is found and shrunk to the smallest of them."""
+"""A fault on some inputs is found and shrunk to the smallest of these."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Spoil = Callable[[np.ndarray], np.ndarray]
 
 
 class Candidate(Backend):
-    """The eager model, with features that are off where a fault says so, and a count of rows."""
+    """The eager model, with features that are off where a ``Spoil`` says so; counts rows."""
 
     name = "jit"
 
@@ -72,7 +72,7 @@ def nowhere(rows: np.ndarray) -> np.ndarray:
 
 
 def where(condition: Callable[[np.ndarray], bool]) -> Spoil:
-    """Off in those rows that the condition holds for."""
+    """Spoil the rows for which the condition holds."""
     return lambda rows: np.array([[OFF * condition(row)] for row in rows], dtype=np.float32)
 
 
@@ -287,7 +287,7 @@ def test_a_failure_of_a_stricter_allclose_is_found_as_a_pair(look: Callable[...,
 
 
 class Crashing(Candidate):
-    """Fails on the odd batch of several images."""
+    """Fails on a batch of three or more images."""
 
     def encode_image(self, pixels: np.ndarray) -> np.ndarray:
         if len(pixels) >= 3:
@@ -304,7 +304,7 @@ def test_a_batch_that_cannot_be_run_is_found(look: Callable[..., Found]) -> None
 
 
 def like_the_longest_edge_case(row: np.ndarray) -> bool:
-    """What fails in the check, and is all but sure not to be drawn."""
+    """Hold for an edge case that is almost never drawn."""
     return bool(row[76] == 49407 and row[1] == _EDGE_CASE[0])
 
 

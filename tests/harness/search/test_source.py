@@ -25,7 +25,7 @@ def numbers(examples: list[Example]) -> list[int]:
 
 
 def in_the_database(name: str, tmp_path: Path) -> bool:
-    """Whether failures of that checkpoint are tried again."""
+    """Whether the failure saved for this checkpoint is drawn again."""
     return max(numbers(Source(CLIP, name, seed=9).gather(NUMBERS, 1))) >= 5000
 
 

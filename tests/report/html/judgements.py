@@ -1,4 +1,4 @@
-"""Judgements made without running models, with everything that a page shows."""
+"""Judgements without any run of a model, with everything that a page shows."""
 
 from __future__ import annotations
 
@@ -30,14 +30,15 @@ NAMES = (
 
 
 def error(module: str, times: float = 1.0, **other: object) -> ModuleError:
-    """A module so many times as far off as the eager one."""
+    """Return a module whose error is so many times the eager one's."""
     block = module.rpartition(".")[0] if module.count("resblocks.0.") else ""
     made = ModuleError(module, "forward", times * 2e-7, 2e-7, 1.0, block)
     return replace(made, **other)  # type: ignore[arg-type]
 
 
 def coverage(**times: float) -> Coverage:
-    """All modules; those of ``times``, with ``__`` for a dot, so many times as far off."""
+    """Return all modules; those in ``times``, with ``__`` for a dot, have so many times the eager
+    error."""
     given = {name.replace("__", "."): number for name, number in times.items()}
     return Coverage([error(name, given.get(name, 1.0)) for name in NAMES], {})
 
@@ -128,7 +129,7 @@ def result(*judgements: Judgement) -> Result:
 
 
 def showing(text: str, images: tuple[Image.Image, ...] = ()) -> Judgement:
-    """One that fails on that prompt and these images."""
+    """Return a judgement that fails on this prompt and these images."""
     assert FAILED.failing is not None
     return replace(
         FAILED, failing=replace(FAILED.failing, example=Example(images, (text,)), first=None)

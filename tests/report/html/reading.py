@@ -42,13 +42,13 @@ class Page(HTMLParser):
 
     @property
     def text(self) -> str:
-        """All that is read, with one blank between two pieces."""
+        """All text, with one blank between two pieces."""
         return " ".join(" ".join(data.split()) for tag, data in self.texts if tag != "style")
 
     def all(self, tag: str) -> list[dict[str, str]]:
-        """The attributes of all such elements."""
+        """Return the attributes of all such elements."""
         return [attributes for name, attributes in self.elements if name == tag]
 
     def values(self, attribute: str) -> list[str]:
-        """Of every element that has it."""
+        """Return the values of this attribute in all elements that have it."""
         return [attributes[attribute] for _, attributes in self.elements if attribute in attributes]

@@ -1,4 +1,4 @@
-"""The contents of the page, and that no value in it can run."""
+"""The contents of the page, and that no value in it can run as code."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ _DRAWN: dict[bytes, plots.Plot | None] = {}
 
 
 def source_of(*judgements: Judgement) -> str:
-    """A page, of which a plot that another one had as well is not drawn again."""
+    """Return a page; a plot that another page had is not drawn again."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("drift", "distribution", "heat"):
             patch.setattr(plots, name, _drawn_once(getattr(plots, name)))
@@ -84,7 +84,7 @@ WORSE = replace(
 
 @functools.cache
 def failed_page() -> Page:
-    """What most tests look at a part of."""
+    """Return the page that most tests look at."""
     return page(FAILED)
 
 
@@ -486,7 +486,7 @@ def test_colours_are_far_enough_apart_to_be_read(scheme: str) -> None:
 
 
 def contrast(one: str, other: str) -> float:
-    """As WCAG 2 has it."""
+    """Return the contrast ratio of WCAG 2."""
     brighter, darker = sorted((luminance(one), luminance(other)), reverse=True)
     return (brighter + 0.05) / (darker + 0.05)
 

@@ -1,4 +1,4 @@
-"""What workers do in tests: in a module that imports little, for each of them imports it."""
+"""The jobs of workers in tests: a module that imports little, because each worker imports it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from clipcheck.sweep.jobs import Job
 
 
 def told(job: Job) -> str:
-    """What a worker is, and has."""
+    """Return the process id of a worker, and the variables that it got."""
     names = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "TMPDIR")
     return " ".join([str(os.getpid()), *(os.environ.get(name, "-") for name in names)])
 

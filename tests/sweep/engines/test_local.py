@@ -157,7 +157,7 @@ def test_a_worker_ends_with_the_process_that_started_it_whatever_it_does(tmp_pat
 
 
 def running(pid: int) -> bool:
-    """A process that is dead, and that nobody has waited for, is not."""
+    """Whether a process runs; a dead one that nobody has waited for does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
