@@ -288,7 +288,7 @@ def test_a_check_reports_the_error_once_and_exits_2(
     assert "Traceback" not in done.out
 
 
-def test_a_traceback_comes_when_it_is_asked_for(run: Run, path: Path) -> None:
+def test_a_traceback_is_shown_on_request(run: Run, path: Path) -> None:
     done = run("--debug", "inspect", path)
     assert done.code == 2
     assert "Traceback (most recent call last)" in done.err
@@ -664,7 +664,7 @@ def test_an_output_has_the_permissions_that_files_have_here(tmp_path: Path) -> N
     assert path.stat().st_mode == usual.stat().st_mode
 
 
-def test_room_is_asked_for_before_anything_is_written(tmp_path: Path) -> None:
+def test_free_space_is_checked_before_anything_is_written(tmp_path: Path) -> None:
     if not hasattr(os, "posix_fallocate"):
         pytest.skip("this system does not tell")
     written = []

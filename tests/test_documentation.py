@@ -87,7 +87,7 @@ def test_the_files_that_the_architecture_names_are_there() -> None:
     ] == []
 
 
-def test_what_the_readme_shows_of_the_demo_is_what_it_printed() -> None:
+def test_the_readme_shows_the_demo_as_it_was_printed() -> None:
     readme = (ROOT / "README.md").read_text("utf-8")
     printed = (ROOT / "docs" / "samples" / "demo.txt").read_text("utf-8")
     (shown,) = (block for block in re.findall(r"```\n(.*?)```", readme, re.S) if "pass  " in block)

@@ -326,7 +326,7 @@ def test_it_does_not_run_without_a_checkpoint(here: pytest.Pytester, workers: st
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("workers", ["-n0", "-n2"])
-def test_it_is_not_green_where_all_of_it_is_left_out(here: pytest.Pytester, workers: str) -> None:
+def test_it_is_not_green_if_everything_is_left_out(here: pytest.Pytester, workers: str) -> None:
     here.makepyfile(test_mine="def test_mine(): pass")
     options = (*SUITE, "test_mine.py", *chosen("small.pt"), workers, "-p", "no:randomly")
     result = here.runpytest_subprocess(*options, "-k", "mine")

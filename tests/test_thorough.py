@@ -51,7 +51,7 @@ def test_a_thorough_run_leaves_nothing_out(here: pytest.Pytester) -> None:
 
 
 @pytest.mark.thorough
-def test_what_is_asked_for_by_name_is_run(here: pytest.Pytester) -> None:
+def test_a_test_that_is_requested_by_name_is_run(here: pytest.Pytester) -> None:
     result = here.runpytest_subprocess("-n0", "-p", "no:anyio", "test_it.py::test_left_out")
     result.assert_outcomes(passed=1)
 

@@ -84,7 +84,7 @@ def test_the_program_itself_is_not_the_checkpoint_beside_it(program: Path, archi
     assert "--reference CHECKPOINT" in caught.value.remedy
 
 
-def test_the_reference_that_is_asked_for_is_taken(archive: Path, tmp_path: Path) -> None:
+def test_the_requested_reference_is_used(archive: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.safetensors"
     other.write_bytes(minute_bytes(Format.SAFETENSORS))
     subject = open_subject(archive)

@@ -499,7 +499,7 @@ def test_the_proxy_of_the_environment_is_asked(
     assert proxy.asked == [f"http://there.is.none.invalid/models/{FAKE.sha256}/fake.pt"]
 
 
-def test_no_proxy_is_asked_for_what_is_not_to_be(
+def test_no_proxy_is_used_for_excluded_hosts(
     server: Server, proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.server_port}")

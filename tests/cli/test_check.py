@@ -237,7 +237,7 @@ def test_the_defaults_of_the_command_are_those_of_the_function() -> None:
 
 @pytest.fixture
 def found(monkeypatch: pytest.MonkeyPatch) -> checking.Result:
-    """Make every check find three results: one passes, one fails, one is missing."""
+    """What every check finds: one that passes, one that fails, one that is not there."""
     result = failing_result()
     monkeypatch.setattr(checking, "check_files", lambda *a, **k: result)
     return result

@@ -49,7 +49,7 @@ def test_inspect_says_where_in_a_file_the_model_was_found(run: Run, tmp_path: Pa
     assert f"\nmodel         {told}\n" in done.out
 
 
-def test_of_several_models_the_user_names_one(run: Run, several: Path, tmp_path: Path) -> None:
+def test_the_user_names_one_of_several_models(run: Run, several: Path, tmp_path: Path) -> None:
     done = run("inspect", several)
     assert done.code == 2
     assert "expected one CLIP model, found 2: model, model_ema. Say which with --key" in done.err

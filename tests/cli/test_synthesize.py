@@ -6,7 +6,7 @@ from clipcheck.checkpoints.formats import open_checkpoint
 from conftest import Run
 
 
-def test_synthesize_writes_what_was_asked_for(run: Run, tmp_path: Path) -> None:
+def test_synthesize_writes_the_requested_checkpoint(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "t.safetensors"
     done = run("synthesize", "tiny-vit", "-o", path, "--format", "safetensors", "--seed", 3)
     assert done.code == 0

@@ -119,7 +119,7 @@ def test_no_cases_fail() -> None:
     assert found.figures["runs"] == {"batches": 0, "failed": 0}
 
 
-def test_all_problems_are_reported_at_once() -> None:
+def test_all_problems_are_reported_together() -> None:
     evidence = replace(SOUND, weights=0, changed=["w"], buffers={"vocab_size": (1, 2)})
     found = integrity([case_of({}, outputs())], evidence)
     assert found.message == (

@@ -134,7 +134,7 @@ def test_a_tower_that_ran_once_is_not_reported_as_not_run() -> None:
         ]
 
 
-def test_of_two_runs_without_a_place_the_first_is_reported() -> None:
+def test_if_two_runs_find_no_place_the_first_is_reported() -> None:
     one, two = (localise([error("visual.conv1", 1)], [], FLOAT, given) for given in ("one", "two"))
     assert one.fill_from(two).places[0].given == "one"
     broken = Localisation.nowhere("could not be looked for")

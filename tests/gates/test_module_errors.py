@@ -200,7 +200,7 @@ def test_a_block_that_was_not_judged_excuses_nothing() -> None:
 
 
 @pytest.mark.parametrize("ratios", [(1.0, 2.0), (2.0, 1.0)])
-def test_a_block_that_is_off_in_one_method_excuses_in_none(ratios: tuple[float, float]) -> None:
+def test_a_wrong_block_in_one_method_excuses_no_module(ratios: tuple[float, float]) -> None:
     blocks = [error(BLOCK, ratio, method=f"method{i}") for i, ratio in enumerate(ratios)]
     assert not judged(error(f"{BLOCK}.ln_1", 50.0, block=BLOCK), *blocks).passed
 

@@ -648,7 +648,7 @@ def drifted(tmp_path_factory: pytest.TempPathFactory) -> Judgement:
 
 
 @pytest.mark.thorough
-def test_of_weights_that_running_changes_no_input_is_the_fault(drifted: Judgement) -> None:
+def test_weights_that_running_changes_fail_without_a_failing_input(drifted: Judgement) -> None:
     assert not drifted.passed
     assert drifted.failing is None
 
@@ -665,7 +665,7 @@ def test_weights_that_running_changes_have_a_place(
     [RunError("broke off", remedy="Look."), RuntimeError("no memory"), MemoryError("no memory")],
     quick=1,
 )
-def test_the_verdict_stands_where_the_place_cannot_be_looked_for(
+def test_the_verdict_stays_if_the_place_cannot_be_searched(
     written: Written, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def fails(*_: object, **__: object) -> None:

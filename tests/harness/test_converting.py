@@ -136,7 +136,7 @@ def test_an_archive_that_computes_as_another_architecture_is_not_converted(
         assert require_convertible(known).checkpoint is known
 
 
-def test_of_logits_alone_both_towers_are_changed_at_once(tmp_path: Path) -> None:
+def test_for_logits_alone_both_towers_are_changed_together(tmp_path: Path) -> None:
     # With these weights GELU in one tower alone leads no nearer.
     model = with_gelu(reference(seed=3).float(), "")
     path = traced(model, tmp_path / "model.pt", ("forward",))

@@ -105,7 +105,7 @@ def test_a_damaged_file_is_refused_before_it_is_loaded(
     assert said == [f"{path}: reading"]
 
 
-def test_what_was_asked_for_is_passed_on(
+def test_the_arguments_are_passed_on(
     minute_archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folders: list[object] = []

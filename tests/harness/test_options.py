@@ -101,7 +101,7 @@ def test_an_architecture_in_a_file_is_named_from_any_folder(
         ({"architecture": "ViT-B-32"}, UnknownModelError, "nearest name is 'ViT-B/32'"),
     ],
 )
-def test_what_makes_no_sense_is_refused_before_anything_is_read(
+def test_invalid_options_are_refused_before_anything_is_read(
     given: dict[str, Any], kind: type[ClipcheckError], told: str
 ) -> None:
     with pytest.raises(kind, match=told):

@@ -109,7 +109,7 @@ def test_a_model_of_another_architecture_is_refused(
     assert "context length 8, not 77; vocabulary size 100, not 49408. Replay it with" in done.err
 
 
-def test_what_does_not_say_its_architecture_is_run_with_the_same_file_alone(
+def test_an_input_saved_without_an_architecture_is_run_with_the_same_file_alone(
     folder: Path, seeded_archive: SeededArchive
 ) -> None:
     document = json.loads((folder / "example.json").read_text())
@@ -132,7 +132,7 @@ def test_it_is_run_as_the_architecture_that_was_given(folder: Path) -> None:
         replay(folder, architecture="tiny-resnet")
 
 
-def test_what_is_kept_is_all_that_it_takes_to_see_it_again(folder: Path, result: Result) -> None:
+def test_the_saved_input_is_enough_to_see_the_failure_again(folder: Path, result: Result) -> None:
     document = json.loads((folder / "example.json").read_text())
     judgement = result.judgements[0]
     assert document["sha256"] == judgement.sha256
@@ -250,7 +250,7 @@ def test_it_is_run_by_the_backend_that_failed_against_the_same_reference(
     assert run("replay", saved, "--checkpoint", made_of).code == 0
 
 
-def test_backends_of_one_checkpoint_are_kept_apart(result: Result, tmp_path: Path) -> None:
+def test_backends_of_one_checkpoint_are_distinguished(result: Result, tmp_path: Path) -> None:
     one = result.judgements[0]
     both = replace(result, judgements=(one, replace(one, backend="compile:mode=default")))
     first, second = (
@@ -263,7 +263,7 @@ def test_backends_of_one_checkpoint_are_kept_apart(result: Result, tmp_path: Pat
 # --------------------------------------------------------------------------- what a check leaves
 
 
-def test_a_check_keeps_everything_in_the_folder_that_is_asked_for(
+def test_a_check_saves_everything_in_the_given_folder(
     wrong_on_any_prompt: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HYPOTHESIS_STORAGE_DIRECTORY", str(tmp_path / "hypothesis"))

@@ -255,7 +255,7 @@ def test_a_mapping_is_for_programs(reference: Path) -> None:
 
 
 @pytest.mark.parametrize(("write", "how", "told"), BAD)
-def test_what_cannot_be_two_towers_is_not_judged(
+def test_files_that_cannot_be_two_towers_are_not_judged(
     write: Callable[[Path, Path], str],
     how: dict[str, str],
     told: str,

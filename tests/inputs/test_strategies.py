@@ -728,7 +728,7 @@ def test_batches_are_what_a_model_takes_and_never_square(inputs: Inputs) -> None
 
 
 @parametrize(("most_images", "most_prompts"), [(2, 1), (1, 2), (3, 3), (1, 8), (8, 2)], quick=2)
-def test_batches_have_no_more_rows_than_asked_for(most_images: int, most_prompts: int) -> None:
+def test_batches_have_no_more_rows_than_requested(most_images: int, most_prompts: int) -> None:
     strategy = batches(inputs=OTHER, max_images=most_images, max_prompts=most_prompts)
     for batch in drawn(strategy, 40):
         assert_is_a_batch(batch, OTHER)

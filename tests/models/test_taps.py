@@ -261,7 +261,7 @@ def scripted(module: nn.Module) -> torch.jit.ScriptModule:
     return script
 
 
-def test_tuples_are_taken_apart() -> None:
+def test_tuples_are_unpacked() -> None:
     module = scripted(Whole())
     tap(module)
     recorder = Recorder()

@@ -34,7 +34,7 @@ def test_nothing_is_judged_by_default() -> None:
     assert (chosen.options, chosen.report) == (CheckOptions(), None)
 
 
-def test_seeded_weights_are_asked_for() -> None:
+def test_seeded_weights_are_chosen_on_request() -> None:
     default = sorted(f"seeded:{name}" for name in SEEDED_MODELS)
     assert sorted(choices(seeded=True).models) == default
     assert choices(seeded=True, model=["RN50", "seeded:RN50"]).models == ("seeded:RN50",)

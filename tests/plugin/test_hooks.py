@@ -47,7 +47,7 @@ def test_without_a_checkpoint_only_the_tests_that_need_one_fail(shown: pytest.Py
     assert "clipcheck:" not in result.stdout.str()
 
 
-def test_seeded_weights_are_taken_where_they_are_asked_for(shown: pytest.Pytester) -> None:
+def test_seeded_weights_are_used_on_request(shown: pytest.Pytester) -> None:
     result = shown.runpytest_inprocess("-v", "--clip-seeded")
     lines = [f"*[[]seeded:{name}-cpu]*" for name in ("ViT-B/32", "tiny-*", "tiny-*")]
     result.stdout.fnmatch_lines(lines)

@@ -43,7 +43,7 @@ def checked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     return seen
 
 
-def test_a_checkpoint_is_checked_as_it_was_asked_for(
+def test_a_checkpoint_is_checked_as_requested(
     tmp_path: Path, checked: list[dict[str, Any]]
 ) -> None:
     config = minute_config(tmp_path)
@@ -131,7 +131,7 @@ def test_a_failing_input_is_kept_for_another_run(
     ]
 
 
-def test_the_verdict_stands_where_its_input_cannot_be_kept(
+def test_the_verdict_stays_if_its_input_cannot_be_saved(
     tmp_path: Path, checked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def keep_inputs(*_: object) -> Result:

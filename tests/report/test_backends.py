@@ -45,7 +45,7 @@ def test_it_says_what_runs_each_backend_or_what_to_install() -> None:
     )
 
 
-def test_what_there_is_fits_the_screen_and_is_all_there() -> None:
+def test_the_list_fits_the_screen_and_is_complete() -> None:
     text = render(listing())
     assert all(cell_len(line) <= WIDTH for line in text.splitlines())
     for each in listing():

@@ -55,7 +55,7 @@ def test_wrapped_lines_go_on_below_the_first() -> None:
 
 
 @given(TEXTS, st.integers(60, 100))
-def test_lines_are_as_wide_as_is_asked_for(text: str, cells: int) -> None:
+def test_lines_have_the_requested_width(text: str, cells: int) -> None:
     with lines_of(cells):
         lines = wrapped(text, "  error  ")
         assert all(cell_len(line) <= cells for line in lines)
@@ -89,7 +89,7 @@ def test_a_shell_reads_a_command_as_it_was_meant(argument: str) -> None:
     assert done.stdout.decode().split("\0") == [argument, "-o", argument * 2, ""]
 
 
-def test_a_command_stands_in_one_line_where_it_can() -> None:
+def test_a_command_is_on_one_line_if_it_fits() -> None:
     assert command(["clipcheck", "replay", "a b"], "  again: ") == [
         "  again: clipcheck replay 'a b'"
     ]

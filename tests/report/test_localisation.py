@@ -50,7 +50,7 @@ def lines(localised: Localised) -> list[str]:
     return report(localised).plain.splitlines()
 
 
-def test_where_nothing_departs_each_tower_says_so_and_nothing_is_to_be_done() -> None:
+def test_if_nothing_departs_each_tower_says_so_without_a_next_step() -> None:
     assert lines(SOUND) == [
         "model.pt",
         "  jit against eager on cpu in float32; compared in 1.2 s",

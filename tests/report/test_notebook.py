@@ -41,5 +41,5 @@ def test_a_name_is_no_markup() -> None:
     assert r"<script>\x1b.pt" in page.found
 
 
-def test_of_nothing_there_is_no_table() -> None:
+def test_without_results_there_is_no_table() -> None:
     assert "<table>" not in render(Result((), {}))

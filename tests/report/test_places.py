@@ -49,7 +49,7 @@ def test_an_infinite_ratio_is_given_in_words() -> None:
     assert measured(place) == "not finite, of a different shape, or changed; inputs: two prompts"
 
 
-def test_what_a_method_said_as_it_broke_off_comes_before_any_number() -> None:
+def test_the_error_of_a_failing_method_comes_before_any_number() -> None:
     place = replace(GELU, reason="encode_text failed: sizes")
     assert measured(place) == "encode_text failed: sizes; inputs: two prompts"
 

@@ -73,7 +73,7 @@ def test_quiet_names_the_way_where_there_are_several(tmp_path: Path) -> None:
     ]
 
 
-def test_what_did_not_pass_says_why_and_what_to_do(tmp_path: Path) -> None:
+def test_a_checkpoint_that_did_not_pass_has_a_reason_and_a_remedy(tmp_path: Path) -> None:
     text = report.render(swept(tmp_path))
     assert "FAIL  fidelity: far" in text
     assert "not judged: no archive. Give one." in text
@@ -107,7 +107,7 @@ def test_the_document_is_one_of_schema_1_that_can_be_compared(tmp_path: Path) ->
     assert known["sweep"]["workers"] == 2
 
 
-def test_what_a_document_has_is_a_result_again(tmp_path: Path) -> None:
+def test_a_sweep_is_converted_to_a_result(tmp_path: Path) -> None:
     result = report.result(swept(tmp_path))
     assert [judgement.passed for judgement in result.judgements] == [True, False, False, False]
     assert result.judgements[1].gates[0].margin == float("inf")

@@ -86,7 +86,7 @@ def test_a_report_reads_as_follows() -> None:
     ]
 
 
-def test_where_the_model_was_found_stands_under_what_it_is() -> None:
+def test_the_place_of_the_model_in_the_file_is_below_its_kind() -> None:
     origin = "read from 'model'; left out: head.\x1b"
     lines = lines_of(replace(PASSED, origin=origin))
     assert lines[2] == "  read from 'model'; left out: head.\\x1b"
@@ -99,7 +99,7 @@ def test_the_run_and_its_inputs_are_described() -> None:
     assert "  run 3f, 2026-11-30T04:10:11Z" in lines_of(replace(UNJUDGED, **made))
 
 
-def test_what_failed_stands_out() -> None:
+def test_failures_stand_out() -> None:
     assert "  FAIL  allclose       probabilities differ" in lines_of(FAILED)
 
 
@@ -322,7 +322,7 @@ def test_no_line_is_wider_than_80_cells_nor_moves_the_cursor(found: list[Judgeme
             assert line == line.rstrip()
 
 
-def test_backends_stand_in_the_rows_below_where_they_all_ran() -> None:
+def test_backends_have_a_row_each_if_all_ran_on_one_device_and_dtype() -> None:
     assert brief(several_backends()).plain.splitlines() == [
         "cpu float32          integrity  fidelity",
         "release/model.pt",
@@ -392,7 +392,7 @@ def test_a_fault_of_weights_or_of_another_backend_is_not_mended_by_another_archi
     assert "Next:" not in render(result(replace(FAILED, backend="trace")))
 
 
-def test_six_gates_stand_side_by_side_and_a_seventh_below() -> None:
+def test_six_gates_are_side_by_side_and_a_seventh_is_below() -> None:
     found = replace(PASSED, checkpoint="x" * 30, gates=margins(FLOAT32, 0.5))
     lines = table(found)
     assert len(lines) == 3

@@ -167,7 +167,7 @@ def test_seeded_weights_are_known_where_their_worker_died(run_of: RunOf) -> None
     assert only(compare(run_of(seeded), run_of(died))).outcome == "newly unjudged"
 
 
-def test_dtypes_devices_and_backends_are_kept_apart(run_of: RunOf) -> None:
+def test_dtypes_devices_and_backends_are_distinguished(run_of: RunOf) -> None:
     half = replace(FAILED, checkpoint=PASSED.checkpoint, dtype="float16")
     old, new = run_of(PASSED, half), run_of(half, PASSED)
     assert [outcome for _, outcome in outcomes(compare(old, new))] == [
@@ -358,7 +358,7 @@ def test_a_file_that_is_something_else_is_refused(
         read_results(path)
 
 
-def test_what_is_not_there_a_folder_or_too_large_is_refused(
+def test_a_missing_file_a_folder_and_a_file_that_is_too_large_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ResultsError, match="cannot be read"):

@@ -95,7 +95,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, *names: str) -> Hub:
     return stand_in
 
 
-def test_of_the_hub_the_file_is_that_which_open_clip_looks_for(
+def test_the_file_from_the_hub_is_the_one_that_open_clip_uses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stand_in = hub(monkeypatch, "open_clip_pytorch_model.bin")

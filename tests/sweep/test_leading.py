@@ -111,7 +111,7 @@ def test_ctrl_c_is_reported_and_is_no_verdict(
     assert stage.closed
 
 
-def test_what_a_killed_sweep_has_left_is_removed_first_and_its_own_last(
+def test_files_of_a_killed_sweep_are_removed_first_and_its_own_last(
     run: Run, staged: Callable[..., Stage], tmp_path: Path
 ) -> None:
     files(tmp_path / "all", 1)
@@ -144,7 +144,7 @@ def test_options_are_part_of_what_a_verdict_is_kept_under(
     assert {job.options.seed for job in stage.begun} == {0, 1}
 
 
-def test_how_a_check_is_run_is_handed_on(
+def test_the_options_of_a_check_are_passed_on(
     run: Run, staged: Callable[..., Stage], tmp_path: Path
 ) -> None:
     files(tmp_path / "all", 1)
@@ -193,7 +193,7 @@ def test_an_unnamed_gpu_is_assigned_as_well(
         (["all", "--ledger", "no/where"], "expected a folder for the ledger"),
     ],
 )
-def test_what_makes_no_sense_is_refused_in_one_line(
+def test_invalid_options_are_refused_in_one_line(
     run: Run, tmp_path: Path, arguments: list[str], told: str
 ) -> None:
     files(tmp_path / "all", 1)

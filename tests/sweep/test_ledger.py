@@ -68,7 +68,7 @@ def test_an_attempt_that_a_dead_sweep_left_open_is_closed_by_the_next(tmp_path: 
         assert ledger.times("task", "interrupted") == 1
 
 
-def test_attempts_are_counted_by_what_came_of_them(tmp_path: Path) -> None:
+def test_attempts_are_counted_by_outcome(tmp_path: Path) -> None:
     with Ledger(tmp_path / "ledger") as ledger:
         run = ledger.begin_run("local", 1)
         for fate in ("died", "died", "lost"):

@@ -17,7 +17,7 @@ MODEL = {
 PLACE = "https://github.com/mlfoundations/open_clip/releases/download/v0.2-weights"
 
 
-def test_of_the_list_what_openai_released_is_known_by_its_hash(
+def test_openais_models_in_the_list_are_known_by_their_hash(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     listed = [pair for pair in open_clip.list_pretrained() if pair[1] == "openai"]

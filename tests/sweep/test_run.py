@@ -267,7 +267,7 @@ def test_a_backend_that_is_missing_here_leaves_the_others_their_verdicts(tmp_pat
     assert [job.backends for job in stage.begun] == [("compile",)]
 
 
-def test_code_that_ends_its_cell_is_tried_once_more_and_the_others_stand(tmp_path: Path) -> None:
+def test_code_that_ends_its_sandbox_process_is_retried_once_and_others_stay(tmp_path: Path) -> None:
     (entry,) = files(tmp_path / "files", 1)
     entry = replace(entry, backends=("jit", "trace"))
 
@@ -347,7 +347,7 @@ def test_what_was_fetched_from_a_url_is_known_by_its_hash_the_next_time(tmp_path
     assert len(stage.begun) == 1
 
 
-def test_what_a_dead_worker_has_fetched_is_removed(tmp_path: Path) -> None:
+def test_files_that_a_dead_worker_fetched_are_removed(tmp_path: Path) -> None:
     (entry,) = urls(1)
     folders: list[Path] = []
 

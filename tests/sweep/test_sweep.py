@@ -185,7 +185,7 @@ def _sweep_twice(folder: Path, place: Path) -> None:
 
 
 @pytest.mark.thorough
-def test_a_sweep_whose_parent_is_killed_goes_on_where_it_was(folder: Path, locally: Path) -> None:
+def test_a_sweep_whose_parent_is_killed_resumes(folder: Path, locally: Path) -> None:
     require_each_once(folder, locally)
     fates = [fate for (fate,) in rows(locally, "SELECT fate FROM attempts")]
     assert fates.count("done") == COUNT

@@ -39,7 +39,7 @@ def done(asked: Job) -> Performed:
     return convert_to(parse_json(perform(asked)), Performed)
 
 
-def test_what_was_found_is_by_backend_and_under_the_name_that_it_was_asked_for(
+def test_findings_are_by_backend_and_under_the_requested_name(
     archive: Path,
 ) -> None:
     found = done(of(archive, "jit", "trace"))

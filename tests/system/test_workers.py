@@ -77,14 +77,14 @@ def test_a_number_that_was_set_for_a_worker_is_left_alone() -> None:
         (0, None, []),
     ],
 )
-def test_the_gpus_that_are_dealt_are_those_that_the_user_left_visible(
+def test_only_gpus_that_the_user_left_visible_are_assigned(
     count: int, set_to: str | None, expected: list[str]
 ) -> None:
     environment = {} if set_to is None else {workers.GPUS: set_to}
     assert workers.visible(count, environment) == expected
 
 
-def test_gpus_are_dealt_in_turn() -> None:
+def test_gpus_are_assigned_in_turn() -> None:
     assert [workers.deal(["5", "3"], worker) for worker in range(5)] == ["5", "3", "5", "3", "5"]
 
 
@@ -95,7 +95,7 @@ def test_a_worker_sees_its_own_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> Non
     assert [spec.env for spec in there] == [{workers.GPUS: gpu} for gpu in ("4", "7", "4")]
 
 
-def test_gpus_of_another_machine_are_not_dealt_nor_is_a_choice_overruled() -> None:
+def test_gpus_of_another_machine_are_not_assigned_and_a_choice_is_kept() -> None:
     there = specs(3)
     there[0].popen = None
     there[1].env[workers.GPUS] = "9"
@@ -103,7 +103,7 @@ def test_gpus_of_another_machine_are_not_dealt_nor_is_a_choice_overruled() -> No
     assert [spec.env for spec in there] == [{}, {workers.GPUS: "9"}, {workers.GPUS: "0"}]
 
 
-def test_without_gpus_nothing_is_dealt() -> None:
+def test_without_gpus_none_is_assigned() -> None:
     there = specs(2)
     workers.deal_gpus(there, count=0)
     assert [spec.env for spec in there] == [{}, {}]

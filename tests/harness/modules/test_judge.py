@@ -454,7 +454,7 @@ def test_a_method_that_fails_leaves_its_reason_and_the_others_are_judged(judged:
     assert taps._listeners == []
 
 
-def test_of_several_outputs_the_nearest_is_judged_whichever_is_not_a_number() -> None:
+def test_of_several_outputs_the_nearest_is_judged_even_if_another_is_nan() -> None:
     wrong, right, broken = (
         ModuleError("a", "forward", candidate, 1e-6, 1.0)
         for candidate in (1e-3, 1e-6, float("nan"))
@@ -468,7 +468,7 @@ def test_of_several_outputs_the_nearest_is_judged_whichever_is_not_a_number() ->
 
 
 @pytest.mark.thorough
-def test_of_twins_in_float64_there_is_no_more_than_one_block(
+def test_at_most_one_block_has_a_float64_twin(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "model.pt"

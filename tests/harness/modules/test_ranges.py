@@ -55,7 +55,7 @@ def worst(coverage: Coverage) -> ModuleError:
 
 
 @pytest.mark.parametrize("architecture", [MINUTE, MINUTE_RESNET], ids=["vit", "resnet"])
-def test_of_a_sound_archive_every_module_is_called_alone_and_none_is_off(
+def test_every_module_of_a_sound_archive_is_called_alone_and_passes(
     tmp_path: Path, architecture: Any
 ) -> None:
     found = judged(opened(tmp_path, architecture=architecture))

@@ -322,7 +322,7 @@ def test_the_same_rows_in_another_order_are_distinguished_from_other_rows() -> N
     assert walking._order(rows[:2], rows) is None
 
 
-def test_a_row_that_is_another_one_is_no_order_wherever_it_stands() -> None:
+def test_an_altered_row_is_not_taken_for_a_reordering() -> None:
     rows = torch.arange(6.0).reshape(3, 2)
     altered = rows.clone()
     altered[0] += 1e-6
@@ -378,7 +378,7 @@ def test_what_departs_behind_such_a_block_is_found_after_another_tower_has_depar
 
 
 @pytest.mark.thorough
-def test_of_several_tensors_that_go_in_one_is_what_should_and_the_others_are_no_departure(
+def test_if_one_of_several_input_tensors_is_right_the_others_do_not_count(
     walked: Walked,
 ) -> None:
     def alter(model: Any) -> None:

@@ -184,7 +184,7 @@ def test_resizing_tensors_without_antialiasing_is_unknown() -> None:
     assert not unknown.known
 
 
-def test_what_a_library_raises_is_unknown_with_its_words() -> None:
+def test_an_error_of_a_library_is_unknown_and_quoted() -> None:
     def run(raw: object) -> Array:
         raise ValueError("first line\nno such mode")
 

@@ -161,7 +161,7 @@ def of(made: list[Candidate], kind: str) -> list[Candidate]:
         {"size": {"height": SIDE, "width": SIDE}},
     ],
 )
-def test_a_folder_that_says_otherwise_is_found_out(
+def test_a_folder_with_other_preprocessing_gets_an_unknown_difference(
     tmp_path: Path, changes: dict[str, object]
 ) -> None:
     folder = folder_of(tmp_path, preprocessor_config=processor(**changes))
@@ -224,7 +224,7 @@ def open_clip_config(**changes: object) -> dict[str, object]:
 @pytest.mark.parametrize(
     "changes", [{"mean": [0.5, 0.5, 0.5]}, {"interpolation": "bilinear"}, {"resize_mode": "squash"}]
 )
-def test_an_open_clip_folder_that_says_otherwise_is_found_out(
+def test_an_open_clip_folder_with_other_preprocessing_gets_an_unknown_difference(
     tmp_path: Path, changes: dict[str, object]
 ) -> None:
     folder = folder_of(tmp_path, open_clip_config=open_clip_config(**changes))

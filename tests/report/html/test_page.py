@@ -145,7 +145,7 @@ def test_the_matrix_has_each_gate_with_its_figure_and_the_room_that_is_left() ->
     assert "✗ FAIL 400× of 8× 50× its limit ✗ FAIL 500× of 10× 50× its limit" in failed_page().text
 
 
-def test_a_dash_stands_where_a_gate_does_not_apply_and_says_why() -> None:
+def test_a_gate_that_does_not_apply_has_a_dash_and_a_reason() -> None:
     found = page(PASSED, IN_HALF)
     assert found.values("title") == [
         "not for jit in float32",
@@ -168,7 +168,7 @@ def test_failures_come_first_and_what_passed_is_folded() -> None:
     assert source.count('<details class="judgement">') == 1
 
 
-def test_of_a_run_that_failed_the_gates_that_passed_are_folded() -> None:
+def test_passing_gates_of_a_failed_run_are_folded() -> None:
     source = source_of(FAILED)
     shown, _, folded = source.partition("4 gates passed: integrity, allclose, top1, repeatability<")
     section = shown.partition('<section class="judgement"')[2]
@@ -394,7 +394,7 @@ def test_invisible_characters_are_spelled_out(letter: str) -> None:
     assert source.count(f"c{escaped}") == 4  # A label, the table, the caption, its alternative.
 
 
-def test_a_text_from_right_to_left_is_left_as_it_is_and_kept_apart() -> None:
+def test_a_text_from_right_to_left_is_unchanged_and_isolated() -> None:
     source = source_of(showing("שלום עולם"))
     assert '<pre class="prompt" dir="auto">שלום עולם</pre>' in source
     assert ascii("שלום")[1:-1] in source

@@ -46,7 +46,9 @@ def test_a_tower_without_judged_outputs_has_no_plot() -> None:
     assert drift([error("ln_final")], "image", FLOAT32, "key") is None
 
 
-def test_those_beyond_the_limit_are_marked_and_the_first_is_named_as_the_gate_names_it() -> None:
+def test_modules_beyond_the_limit_are_marked_and_the_first_has_the_name_that_the_gate_gives() -> (
+    None
+):
     found = coverage(transformer__resblocks__0__ln_1=90.0, transformer__resblocks__0=500.0)
     plot = text_tower(*found.errors)
     assert column(plot, "verdict") == ["within", "beyond", "within", "beyond", "within"]
@@ -82,7 +84,7 @@ def test_errors_and_limits_are_in_proportion_to_the_output() -> None:
     ]  # fmt: skip
 
 
-def test_of_an_exact_eager_module_the_limit_is_in_roundings() -> None:
+def test_the_limit_for_an_exact_eager_module_is_in_roundings() -> None:
     plot = text_tower(error("ln_final", candidate=1e-7, reference=0.0))
     assert column(plot, "limit") == ["5.96e-7"]
     assert column(plot, "verdict") == ["within"]

@@ -46,7 +46,7 @@ def test_a_worker_with_nothing_to_do_ends_by_itself_and_releases_what_it_holds(
     assert worker.process.exitcode == 0
 
 
-def test_threads_gpus_and_temporary_folders_are_dealt_out(
+def test_threads_gpus_and_temporary_folders_are_assigned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):

@@ -78,7 +78,7 @@ def test_as_many_are_begun_as_there_are_cpus(engine: RayEngine, address: str) ->
     ("needs", "told"),
     [({"memory": 10**12}, "memory 1e+12"), ({"device": "cuda"}, "GPU 1")],
 )
-def test_what_no_node_has_is_refused_and_not_waited_for(
+def test_resources_that_no_node_has_are_refused_at_once(
     engine: RayEngine, needs: dict[str, object], told: str
 ) -> None:
     assert engine.refusal(job()) == ""
