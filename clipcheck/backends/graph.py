@@ -159,9 +159,11 @@ NAMELESS = "the program does not tell which of its operations they are"
 def find_calls(graph: Graph, modules: Modules, pixels: Collection[str]) -> Calls:
     """Find the calls of modules in a graph.
 
-    A module with weights is left out where no operation takes one of them by its name. Two modules
-    are one call where the second one's only operation takes the weights of the first: an exporter
-    folded a BatchNorm into its convolution. Modules merged in other ways are left out.
+    A module with weights is left out where no operation takes one of them by its name; one that is
+    known by its weights alone, where the operation of one of them is missing; and one from which
+    tensors leave and enter it again. Two modules are one call where the second one's only operation
+    takes the weights of the first: an exporter folded a BatchNorm into its convolution. Modules
+    merged in other ways are left out.
 
     Args:
         pixels: names of the inputs of the image tower; all others are of the text tower.
@@ -186,6 +188,8 @@ class _Search:
     pixels: frozenset[str]
     _nodes: dict[str, list[int]] = field(default_factory=dict)
     _named: set[str] = field(default_factory=set)
+    _by_weights: set[str] = field(default_factory=set)
+    _taken: set[str] = field(default_factory=set)
     merged: set[str] = field(default_factory=set)
     _pairs: dict[tuple[str, str], list[int]] = field(default_factory=dict)
 
@@ -194,8 +198,12 @@ class _Search:
         for number, node in enumerate(self.graph.nodes):
             self._assign(number, node)
         nameless = self.modules.owned.keys() - self._named
+        for name in self._by_weights:
+            keys = {key for key in self.modules.keys if key.startswith(f"{name}.")}
+            if not keys <= self._taken:
+                nameless.add(name)
         for name, numbers in self._nodes.items():
-            if name not in self.merged and name not in nameless:
+            if name not in self.merged and name not in nameless and self._is_whole(numbers):
                 call = self._call(name, numbers)
                 if call.inputs and call.outputs:
                     yield call
@@ -210,14 +218,13 @@ class _Search:
         if not origins or node.op in SHAPES or (origins & self.pixels and not visual):
             return
         chain = self.modules.chain(self.modules.place(node.scope, visual)) if node.scope else []
-        owners = {
-            owner
-            for name in node.inputs
-            if name in self.graph.weights
-            if (owner := self.modules.around(self.modules.key(name, visual)))
-        }
+        weights = [name for name in node.inputs if name in self.graph.weights]
+        keys = {key for name in weights if (key := self.modules.key(name, visual))}
+        owners = {owner for key in keys if (owner := self.modules.around(key))}
+        self._taken |= keys
         if not chain and len(owners) == 1:
             chain = self.modules.chain(next(iter(owners)))
+            self._by_weights.update(chain)
         for name in chain:
             self._nodes.setdefault(name, []).append(number)
         self._named |= owners
@@ -227,6 +234,21 @@ class _Search:
         if len(owners) == len(others) == 1 and chain:
             (other,) = others
             self._pairs.setdefault((other, chain[0]), []).append(number)
+
+    def _is_whole(self, numbers: Sequence[int]) -> bool:
+        """Tell whether no tensor that enters these operations depends on one that leaves them."""
+        inside = set(numbers)
+        made: set[str] = set()
+        left: set[str] = set()
+        for number in range(numbers[0], numbers[-1] + 1):
+            node = self.graph.nodes[number]
+            if number in inside:
+                if not left.isdisjoint(node.inputs):
+                    return False
+                made.update(node.outputs)
+            elif node.op not in SHAPES and not (made | left).isdisjoint(node.inputs):
+                left.update(node.outputs)
+        return True
 
     def _call(self, name: str, numbers: Sequence[int]) -> Call:
         nodes = [self.graph.nodes[number] for number in numbers]

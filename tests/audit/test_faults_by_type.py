@@ -58,8 +58,9 @@ def test_faults_are_caught_and_a_clean_variant_passes() -> None:
 FAST = ("clipa", "metaclip2", "coca", "roberta", "convnext")
 """The models in which a variant takes a second or two; in the others it is up to ten."""
 
-SLOW = ("siglip", "mobileclip")
-"""Those that have a logit bias, a scale of the residual, or normalisations over a batch."""
+SLOW = ("siglip", "mobileclip", "Aimv2Model")
+"""Those that have a logit bias, a scale of the residual, normalisations over a batch, or another
+activation than GELU and QuickGELU."""
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from clipcheck.backends.graph import MERGED, NAMELESS, Call, Graph, Modules, Node, find_calls
 
@@ -77,6 +78,33 @@ def test_modules_that_are_fused_in_other_ways_are_left_out() -> None:
     )
     assert not found.calls
     assert found.hidden["visual.conv1"] == found.hidden["visual.bn1"] == MERGED
+
+
+def test_a_module_whose_tensors_leave_it_and_come_back_is_left_out() -> None:
+    """As an attention whose weights are known, but not its softmax."""
+    nodes = (
+        node("m.visual.conv1", ["pixels", "m.visual.conv1.weight"], "x"),
+        node("", ["x", "constant"], "x1"),
+        node("m.visual.conv1", ["x1", "constant"], "y"),
+    )
+    assert not find_calls(of(*nodes), MODULES, ["pixels"]).calls
+    beside = node("", ["pixels", "constant"], "x1")
+    (found,) = find_calls(of(nodes[0], beside, nodes[2]), MODULES, ["pixels"]).calls
+    assert found.inputs == ("pixels", "x1")
+
+
+def test_a_module_known_by_its_weights_alone_must_have_them_all() -> None:
+    modules = Modules(["ln_final"], {"ln_final.weight", "ln_final.bias"}, lambda _: False)
+    scaled = node("", ["tokens", "ln_final.weight"], "x")
+    shifted = node("", ["x", "ln_final.bias"], "y")
+    weights = ["ln_final.weight", "ln_final.bias"]
+
+    def calls(*nodes: Node) -> Sequence[Call]:
+        return find_calls(Graph(nodes, ["tokens"], ["y"], weights), modules, []).calls
+
+    assert calls(scaled, shifted) == [Call("ln_final", ("tokens",), ("y",), 0)]
+    assert calls(scaled) == []
+    assert calls(replace(scaled, scope="ln_final")) != []
 
 
 def test_a_module_without_known_weights_is_left_out() -> None:

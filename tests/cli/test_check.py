@@ -230,7 +230,7 @@ def test_the_defaults_of_the_command_are_those_of_the_function() -> None:
     command = inspect.signature(check.check).parameters
     function = inspect.signature(checking.check).parameters
     options = set(command) & set(vars(CheckOptions()))
-    assert len(options) == 22
+    assert len(options) == 24
     for name in options:
         assert command[name].default == function[name].default
 

@@ -139,6 +139,7 @@ def test_the_document_has_all_of_it_and_infinity_as_a_word() -> None:
         "checkpoint": "model.pt",
         "path": "/models/model.pt",
         "sha256": "ab" * 32,
+        "reference": None,
         "device": "cpu",
         "dtype": "float32",
         "seconds": {"load": 9.0, "localisation": 1.25},
