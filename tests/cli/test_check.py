@@ -237,7 +237,7 @@ def test_the_defaults_of_the_command_are_those_of_the_function() -> None:
 
 @pytest.fixture
 def found(monkeypatch: pytest.MonkeyPatch) -> checking.Result:
-    """What every check finds: one that passes, one that fails, one that is not there."""
+    """Make every check find three results: one passes, one fails, one is missing."""
     result = failing_result()
     monkeypatch.setattr(checking, "check_files", lambda *a, **k: result)
     return result
@@ -337,9 +337,7 @@ def test_a_failing_input_that_cannot_be_kept_does_not_hide_the_verdict(
     assert "expected a temporary folder for the failing inputs, found none" in done.err
 
 
-def test_check_runs_the_backends_that_are_asked_for_against_a_reference(
-    run: Run, tmp_path: Path
-) -> None:
+def test_check_runs_the_requested_backends_against_a_reference(run: Run, tmp_path: Path) -> None:
     archive, weights = minute(tmp_path / "minute.pt"), tmp_path / "weights.pt"
     assert run("convert", archive, "-o", weights, "--format", "state-dict").code == 0
     options = ["--reference", archive, "--examples", 1, "--no-cache", "--json", "-"]
