@@ -2,13 +2,16 @@
 
 ``siglip``: the weights of transformers' SiglipModel in open_clip's configurations of SigLIP and
 SigLIP 2. ``tag``: weights that were trained with QuickGELU, opened by ``open_clip.create_model``
-with the name of their architecture and their path.
+with the name of their architecture and their path. ``aimv2``: one text of transformers' Aimv2Model,
+alone and in a batch, by each implementation of attention.
 
-The model of one library is exported, and judged against the eager model of the other. Then only the
-activation is exchanged and the model is judged again: remaining differences have other causes.
+In the first two, the model of one library is exported, and judged against the eager model of the
+other. Then only the activation is exchanged and the model is judged again: remaining differences
+have other causes.
 
     python -m benchmarks.findings siglip --tables docs/evidence/tables
     python -m benchmarks.findings tag
+    python -m benchmarks.findings aimv2 --layers 2
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ from clipcheck.checkpoints.architecture import Architecture
 from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.checkpoints.told import OPEN_CLIP, TRANSFORMERS, named
 from clipcheck.families import open_clip as family
+from clipcheck.families import transformers as of_transformers
 from clipcheck.writers.library import draw, write_folder
 from clipcheck.writers.programs import write_pt2
 from clipcheck.writers.synthesize import shallow
@@ -51,13 +55,15 @@ COLUMNS = [
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("finding", choices=("siglip", "tag"))
-    parser.add_argument("--layers", type=int, default=12, help="layers of SigLIP's towers")
+    parser.add_argument("finding", choices=("siglip", "tag", "aimv2"))
+    parser.add_argument("--layers", type=int, default=12, help="layers of each tower")
     add_option(parser)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         if arguments.finding == "siglip":
             siglip(Path(folder), arguments.layers, arguments.tables)
+        elif arguments.finding == "aimv2":
+            aimv2(arguments.layers, arguments.tables)
         else:
             tag(Path(folder), arguments.tables)
 
@@ -134,6 +140,35 @@ def as_open_clip(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
             joined = f"attn.qkv.{part}" if "visual" in block else f"attn.in_proj_{part}"
             found[f"{block}.{joined}"] = torch.cat(parts)
     return found
+
+
+# ------------------------------------------------------------------------------ AIMv2
+
+
+def aimv2(layers: int, tables: Path | None) -> None:
+    """Compare the features of one text without padding, alone and beside a shorter text, with
+    float64 and attention written out, where each position sees only those before it."""
+    reference = shallow(named(f"{TRANSFORMERS}Aimv2Model").model, layers)
+    assert isinstance(reference, LibraryArchitecture)
+    model: Any = of_transformers.build(reference, draw(reference))
+    texts = model.model.config.text_config
+    ids = torch.arange(1000, 1000 + 2 * texts.max_position_embeddings).reshape(2, -1)
+    ids[0, -1] = ids[1, 8] = texts.eos_token_id
+    mask = torch.ones_like(ids)
+    mask[1, 9:] = 0
+
+    def features(dtype: torch.dtype, attention: str, rows: int, masked: bool = True) -> Tensor:
+        model.model.to(dtype).set_attn_implementation(attention)
+        given = {"attention_mask": mask[:rows]} if masked else {}
+        found = model.model.get_text_features(input_ids=ids[:rows], **given).pooler_output
+        return found[0].double()
+
+    exact = features(torch.float64, "eager", 2)
+    columns = ["attention", "in a batch with a shorter text", "alone", "alone, without a mask"]
+    with table("finding-aimv2", columns, tables) as row:
+        for attention in ("eager", "sdpa"):
+            found = (features(torch.float32, attention, *how) for how in ((2,), (1,), (1, False)))
+            row(attention, *(f"{(each - exact).norm() / exact.norm():.1e}" for each in found))
 
 
 # ------------------------------------------------------------------------------ tags

@@ -301,7 +301,9 @@ def fixed_archive(model: Model, folder: Path) -> str:
         part.register_forward_pre_hook(lambda _, taken, shape=shape: taken[0].reshape(shape))
     image, text = given["image"], given["text"]
     methods = {"encode_image": (image,), "encode_text": (text,), "forward": (image, text)}
-    with torch.no_grad(), torchscript_support.silenced():
+    with torch.no_grad(), torchscript_support.silenced(), warnings.catch_warnings():
+        # Tracing warns of the comparisons of shapes in torch's own attention.
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
         torch.jit.save(torch.jit.trace_module(model, methods, check_trace=False), path)
     return str(path)
 

@@ -100,7 +100,8 @@ def test_it_runs_where_nothing_can_be_written(
         "-p",
         "no:randomly",
     )
-    result.assert_outcomes(passed=11)
+    # Of one random image and prompt no best match is clear, so top1 is only measured.
+    result.assert_outcomes(passed=9, skipped=2)
     result.stdout.fnmatch_lines(
         [
             "clipcheck: seeded:tiny-vit on cpu; seed 0; *",
@@ -306,7 +307,7 @@ def test_several_backends_are_judged_each_by_its_gates(pytester: pytest.Pytester
     backends = ("--clip-backend=trace", "--clip-backend=script")
     options = ("--clip-examples=1", "--clip-report=report", "-p", "no:randomly")
     result = pytester.runpytest_subprocess(*chosen("minute.pt"), *backends, *options)
-    result.assert_outcomes(passed=2 * 5 + 2)
+    result.assert_outcomes(passed=2 * 4 + 2, skipped=2)  # top1 without a clear best match
     results = json.loads((pytester.path / "report/results.json").read_text())["results"]
     assert [(each["backend"], each["passed"]) for each in results] == [
         ("trace", True), ("script", True)

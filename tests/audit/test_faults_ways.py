@@ -88,7 +88,7 @@ def test_a_fault_is_caught(
 ) -> None:
     gates, _ = benches[name].judge(variant, backend, tmp_path)
     assert not all(gate.passed for gate in gates)
-    assert max(gate.margin for gate in gates) > 3  # none is near the limit
+    assert max(gate.margin for gate in gates) > 2  # none is near the limit
 
 
 @cases(CLEAN_WAYS, ("transformers", "attention-eager"))

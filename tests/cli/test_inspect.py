@@ -62,7 +62,7 @@ def test_the_user_names_one_of_several_models(run: Run, several: Path, tmp_path:
     assert f"weights of {several} (read from 'model_ema')" in done.out
     found = open_checkpoint(path).tensors["visual.proj"]
     assert found.equal(-minute_weights()["visual.proj"])
-    done = run("localize", several, "--key", "model")
+    done = run("localize", several, "--key", "model", *told)
     assert "has only weights and no code" in done.err
     assert "with --architecture ARCH and --key NAME if it needs them" in done.err
     done = run("convert", several, "--key", "nothing", "-o", path)

@@ -18,7 +18,6 @@ from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.checkpoints.library import LibraryArchitecture, own_of_transformers
 from clipcheck.checkpoints.told import Told
-from clipcheck.errors import UsageError
 from clipcheck.families.base import DualEncoder
 from clipcheck.families.registry import family, sizes_of
 from clipcheck.gates.localisation import Place
@@ -33,7 +32,7 @@ from clipcheck.writers.library import draw, write_folder
 from clipcheck.writers.synthesize import synthesize
 from conftest import unfolded
 from tests.families.test_transformers import architecture_of
-from tests.samples import MINUTE, onnx_naming
+from tests.samples import MINUTE
 from tests.thorough import parametrize
 
 Fault = Callable[[Any], None]
@@ -271,12 +270,6 @@ def test_localize_takes_the_configuration_or_the_reference(folder: Path, tmp_pat
     told = report(found).plain
     assert "logit_scale by up to" in told
     assert f"--reference {folder}" in unfolded(told)
-
-
-def test_localize_takes_no_program_beside_a_reference(folder: Path, tmp_path: Path) -> None:
-    program = onnx_naming(tmp_path / "model.onnx")
-    with pytest.raises(UsageError, match=r"expected an archive, .* found a program"):
-        localize(program, reference=folder)
 
 
 # ------------------------------------------------------------------------------ bad input

@@ -96,13 +96,17 @@ def test_the_result_says_that_it_was_judged_against_a_pin(pin: Path, archive: Pa
 def test_a_sound_layout_passes_and_one_with_a_changed_weight_fails(
     layout: Layout, model: eager.CLIP, pin: Path, tmp_path: Path
 ) -> None:
-    sound = one(layout.write(model, tmp_path / "sound"), pin)
+    how = {"budget": layout.budget, "map": layout.names}
+    # With a pin, weights that are only stored in half precision count as an error.
+    stored = "each cast to float32" in layout.name
+    sound = one(layout.write(model, tmp_path / "sound"), pin, **how)
     assert sound.error is None
-    assert sound.passed, [gate.message for gate in sound.gates if not gate.passed]
-    altered = one(layout.write(broken(model), tmp_path / "broken"), pin)
+    failed = [gate.message for gate in sound.gates if not gate.passed]
+    assert bool(failed) is stored, failed
+    altered = one(layout.write(broken(model, layout.steps), tmp_path / "broken"), pin, **how)
     assert altered.error is None
-    # In half precision this weight moves features by less than rounding does.
-    assert altered.passed is ("float16" in layout.name)
+    # A budget allows for what this weight changes. In half precision rounding changes more.
+    assert altered.passed is (bool(layout.budget) or ("float16" in layout.name and not stored))
 
 
 def test_another_backend_and_dtype_has_its_own_limits(pin: Path, archive: Path) -> None:
@@ -146,6 +150,10 @@ def test_models_of_libraries_are_pinned_with_their_own_rules(kind: str, tmp_path
     write_folder(architecture_of(kind), folder)
     write_pin(make_pin(str(folder), device="cpu"), path)
     found = one(folder, path, device="cpu")
-    assert found.passed, found.error
+    assert found.error is None
+    failed = {gate.name: gate.message for gate in found.gates if not gate.passed}
+    if kind == "aimv2":  # It is not causal for a text without padding alone: docs/findings.
+        assert "(no end) alone moved by" in failed.pop("repeatability")
+    assert not failed
     assert {"allclose", "top1", "fidelity"} <= {gate.name for gate in found.gates}
     assert read_pin(path).header.bias == pytest.approx(-10 if "siglip" in kind else 0, abs=1e-5)

@@ -66,11 +66,12 @@ def failed(found: Judgement) -> set[str]:
 def test_a_sound_layout_passes_and_one_with_a_changed_weight_fails(
     layout: Layout, model: eager.CLIP, reference: Path, tmp_path: Path
 ) -> None:
-    sound = one(layout.write(model, tmp_path / "sound"), reference, budget=layout.budget)
+    how = {"budget": layout.budget, "map": layout.names}
+    sound = one(layout.write(model, tmp_path / "sound"), reference, **how)
     assert sound.error is None
     assert sound.passed, [gate.message for gate in sound.gates if not gate.passed]
     path = layout.write(broken(model, layout.steps), tmp_path / "broken")
-    altered = one(path, reference, budget=layout.budget)
+    altered = one(path, reference, **how)
     assert altered.error is None
     assert failed(altered) & {"weights", "integrity", "fidelity", "precision"}
 
