@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 
 import typer
 
-FormatName = Literal["archive", "state-dict", "safetensors"]
 SynthesizedName = Literal["archive", "state-dict", "safetensors", "transformers", "open_clip"]
 ConvertedName = Literal[
     "archive", "state-dict", "safetensors", "transformers", "open_clip", "pt2", "onnx"

@@ -191,10 +191,10 @@ GATES = (
         "reference's; for int8, no quantised weight has fewer than "
         f"{BUDGETS['int8'].levels} levels in its range.",
         explanation="A program in int8 or 4 bits is lossy on purpose, with errors far above "
-        "rounding. With a budget, `allclose`, `fidelity`, `precision`, `modules` and `top1` are "
-        "measured and shown, but cannot fail. `integrity` compares quantised weights by their "
-        "scales and zero points. `repeatability` repeats only whole batches, because a scale may "
-        "depend on the batch. Shares have Wilson's interval, other figures a bootstrap's, and a "
+        "rounding. With a budget, `modules` does not run; `allclose`, `fidelity`, `precision` "
+        "and `top1` are measured and shown, but cannot fail. `integrity` compares quantised "
+        "weights by their scales and zero points. `repeatability` repeats only whole batches, "
+        "because a scale may depend on the batch. Shares have Wilson's interval, other figures a bootstrap's, and a "
         "least value is its own interval. Enough inputs run that a share passes if its shortfall "
         "is a third of the allowed one. A budget that needs too many inputs is refused.",
         remedy="The report lists the layers by how much they add to the error: leave the first "

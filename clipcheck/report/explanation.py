@@ -33,7 +33,7 @@ def render(gate: Gate) -> str:
 
 def _scope(gate: Gate) -> str:
     dtypes = "every dtype" if gate.dtypes == tuple(LIMITS) else " and ".join(gate.dtypes)
-    modules = "; archives, whose modules can be called one by one" if gate.needs_modules else ""
+    modules = "; archives and programs that show their modules" if gate.needs_modules else ""
     reference = "; only with --reference" if gate.needs_reference else ""
     budget = "; only with --budget" if gate.needs_budget else ""
     return f"{dtypes}{modules}{reference}{budget}."

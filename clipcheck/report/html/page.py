@@ -18,7 +18,7 @@ from clipcheck.gates.registry import NAMES, find_gate
 from clipcheck.gates.result import GateResult
 from clipcheck.gates.tolerances import LIMITS, Allclose
 from clipcheck.inputs.examples import Example, Prompt
-from clipcheck.report import alternative, isolation, own, patched
+from clipcheck.report import agreement, alternative, isolation, own, patched
 from clipcheck.report.frontends import headline
 from clipcheck.report.html import plots
 from clipcheck.report.html.pictures import Picture, picture, side_for
@@ -72,6 +72,7 @@ def page(result: Result) -> str:
     gates = _gate_names(result)
     return environment.get_template("report.html.j2").render(
         verdict=verdict(result),
+        agreement=agreement.describe(result.judgements),
         state=_state(result),
         steps=_next(result),
         sections=sections,
@@ -397,4 +398,5 @@ def _command(judgement: Judgement) -> str:
         value = getattr(judgement.limits, name)
         words += [f"--{name}", value] if value != getattr(Allclose, name) else []
     words += ["--budget", judgement.budget] if judgement.budget else []
+    words += [word for gate in judgement.ignored for word in ("--ignore", gate)]
     return shlex.join(str(word) for word in words)

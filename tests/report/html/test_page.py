@@ -304,11 +304,21 @@ def test_the_command_repeats_the_check() -> None:
     assert command(FAILED) == ["clipcheck", "check", "/models/my model.pt", *asked]
     strict = replace(PASSED, seed=7, limits=Allclose(atol=0.5))
     assert command(strict)[-4:] == ["--seed", "7", "--atol", "0.5"]
+    fewer = replace(PASSED, ignored=("top1", "modules"))
+    assert command(fewer)[-4:] == ["--ignore", "top1", "--ignore", "modules"]
     other = replace(PASSED, backend="trace", reference_checkpoint="my other.pt")
     told = replace(PASSED, key="ema", asked_architecture="RN50", asked_names={"a": "pixels"})
     options = ["--key", "ema", "--architecture", "RN50", "--map", "a=pixels"]
     assert command(told)[3:9] == options
     assert command(other)[3:7] == ["--backend", "trace", "--reference", "my other.pt"]
+
+
+def test_cosine_and_top1_stand_below_the_verdict() -> None:
+    gate = replace(
+        FAILED.gates[-1], figures={"agreement": {"cosine": 0.999951, "rows": 3, "top1": 2}}
+    )
+    found = page(replace(FAILED, gates=(*FAILED.gates[:-1], gate))).text
+    assert "Against float64: least cosine 0.99995; top-1 agrees in 2 of 3 rows." in found
 
 
 def test_with_several_backends_the_page_has_everything_that_the_text_has() -> None:
