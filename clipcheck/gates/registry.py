@@ -194,9 +194,10 @@ GATES = (
         "rounding. With a budget, `modules` does not run; `allclose`, `fidelity`, `precision` "
         "and `top1` are measured and shown, but cannot fail. `integrity` compares quantised "
         "weights by their scales and zero points. `repeatability` repeats only whole batches, "
-        "because a scale may depend on the batch. Shares have Wilson's interval, other figures a bootstrap's, and a "
-        "least value is its own interval. Enough inputs run that a share passes if its shortfall "
-        "is a third of the allowed one. A budget that needs too many inputs is refused.",
+        "because a scale may depend on the batch. Shares have Wilson's interval, other figures a "
+        "bootstrap's, and a least value is its own interval. Enough inputs run that a share passes "
+        "if its shortfall is a third of the allowed one. A budget that needs too many inputs is "
+        "refused.",
         remedy="The report lists the layers by how much they add to the error: leave the first "
         "ones in float (`nodes_to_exclude` of onnxruntime.quantization). A low least cosine points "
         "at ranges that were calibrated on different data. If one layer stands out, quantise by "
