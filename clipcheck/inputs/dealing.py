@@ -71,7 +71,7 @@ FULL = Effort(
 """For fast models: with the batches themselves every size up to 9, and sizes next to 16 and 32,
 where the tiles of kernels end; 124 calls with one row."""
 
-BRIEF = Effort(images=(9,), prompts=(16, 33), squares=(), singles=(2, 20, 0), in_form=1, at_once=1)
+BRIEF = Effort(images=(16,), prompts=(16, 33), squares=(), singles=(2, 20, 0), in_form=1, at_once=1)
 """For slow models: with the batches themselves seven sizes up to 8, and one or two above. Prompts
 of every length, many of them alone, need more than 20 calls of the text tower. In each, a program
 of both towers runs an image as well. The batches have one image and one prompt alone already."""
