@@ -90,7 +90,7 @@ most sensitive.
 
 Models that a library computes were within these limits by trace, export and ONNX Runtime: clean
 variants of thirteen small models took at most 0.42 of one (docs/evidence/power.md), and what was
-judged of open_clip's list at most 0.22 of that for features or logits (docs/evidence/zoo.md).
+judged of open_clip's list at most 0.30 of that for features or logits (docs/evidence/zoo.md).
 
 In half precision and bfloat16 sound archives of both small architectures with seeded weights
 measured up to 1.33 (a row of features), and their logits were off by up to 2.8 and 2.9 ulps; 4 ulps
