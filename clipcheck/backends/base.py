@@ -68,6 +68,25 @@ def too_old(distribution: str, oldest: str) -> Missing | None:
     )
 
 
+def missing(libraries: Mapping[str, str], extra: str) -> Missing | None:
+    """Say which libraries are not installed or too old, or return None.
+
+    Args:
+        libraries: the oldest version that works of each, by a name that is both the module's and
+            the distribution's.
+        extra: of clipcheck, which has them.
+    """
+    from importlib.util import find_spec
+
+    absent = [name for name in libraries if find_spec(name) is None]
+    if not absent:
+        return next(filter(None, (too_old(*each) for each in libraries.items())), None)
+    are = "is" if len(absent) == 1 else "are"
+    return Missing(
+        f"{' and '.join(absent)} {are} not installed", f'Run: pip install "clipcheck[{extra}]".'
+    )
+
+
 @dataclass(frozen=True)
 class Option:
     """An option of a backend.

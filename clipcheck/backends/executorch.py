@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from clipcheck.backends.base import Backend, Missing, Option, too_old
+from clipcheck.backends.base import Backend, Missing, Option, missing
 from clipcheck.backends.calling import Array, translating
 from clipcheck.backends.held import weights_evidence
 from clipcheck.backends.opened import Opened, Receive, open_apart
@@ -52,13 +52,7 @@ class ExecuTorch(ProgramBackend):
     @classmethod
     def available(cls) -> Missing | None:
         """Return why ExecuTorch cannot run here, or None."""
-        from importlib.util import find_spec
-
-        if find_spec("executorch") is None:
-            return Missing(
-                "executorch is not installed", 'Run: pip install "clipcheck[executorch]".'
-            )
-        return too_old("executorch", _OLDEST)
+        return missing({"executorch": _OLDEST}, "executorch")
 
     @classmethod
     def unfit(cls, checkpoint: Checkpoint, device: torch.device, dtype: str) -> str | None:  # noqa: ARG003

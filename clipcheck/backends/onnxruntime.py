@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from clipcheck.backends.base import Backend, Missing, Option, too_old
+from clipcheck.backends.base import Backend, Missing, Option, missing
 from clipcheck.backends.calling import Array, translating
 from clipcheck.backends.graph import Graph, Node
 from clipcheck.backends.held import rounded_weights, weights_evidence
@@ -81,15 +81,7 @@ class ONNXRuntime(ProgramBackend):
     @classmethod
     def available(cls) -> Missing | None:
         """Name what is missing of ONNX Runtime and the writers of ONNX, or return None."""
-        from importlib.util import find_spec
-
-        absent = [name for name in _LIBRARIES if find_spec(name) is None]
-        if not absent:
-            return next(filter(None, (too_old(*each) for each in _LIBRARIES.items())), None)
-        are = "is" if len(absent) == 1 else "are"
-        return Missing(
-            f"{' and '.join(absent)} {are} not installed", 'Run: pip install "clipcheck[onnx]".'
-        )
+        return missing(_LIBRARIES, "onnx")
 
     @classmethod
     def version(cls) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from clipcheck.backends.base import Backend, Missing, Option, too_old
+from clipcheck.backends.base import Backend, Missing, Option, missing
 from clipcheck.backends.calling import Array, translating
 from clipcheck.backends.held import weights_evidence
 from clipcheck.backends.opened import Opened, Receive, open_apart
@@ -72,15 +72,7 @@ class OpenVINO(ProgramBackend):
     @classmethod
     def available(cls) -> Missing | None:
         """Name what is missing of OpenVINO and the writers of ONNX, or return None."""
-        from importlib.util import find_spec
-
-        absent = [name for name in _LIBRARIES if find_spec(name) is None]
-        if not absent:
-            return next(filter(None, (too_old(*each) for each in _LIBRARIES.items())), None)
-        are = "is" if len(absent) == 1 else "are"
-        return Missing(
-            f"{' and '.join(absent)} {are} not installed", 'Run: pip install "clipcheck[openvino]".'
-        )
+        return missing(_LIBRARIES, "openvino")
 
     @classmethod
     def unfit(cls, checkpoint: Checkpoint, device: torch.device, dtype: str) -> str | None:
