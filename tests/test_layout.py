@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import clipcheck
+from clipcheck.backends.names import CLASSES
 
 ROOT = Path(clipcheck.__file__).parent
 
@@ -91,6 +94,35 @@ def test_no_two_files_import_each_other() -> None:
 def test_gates_do_not_import_torch() -> None:
     for path in (ROOT / "gates").rglob("*.py"):
         assert not {name for name in imported_modules(path) if name.split(".")[0] == "torch"}
+
+
+def inner(node: ast.AST) -> Iterator[ast.AST]:
+    """Yield the operands of an expression, and what is in a tuple among them."""
+    for each in ast.iter_child_nodes(node):
+        yield from inner(each) if isinstance(each, ast.Tuple | ast.List | ast.Set) else [each]
+
+
+def asked_for_backends(path: Path) -> list[str]:
+    """Return where a file asks for a backend's class or name, in place of a capability."""
+    classes = {*CLASSES.values(), "ProgramBackend", "ModuleBackend", "ByName", "InsideProgram"}
+    backends = set(CLASSES) - {"open_clip", "transformers", "clip"}  # names of libraries as well
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "isinstance":
+            named = classes & set(re.findall(r"\w+", ast.unparse(node.args[1])))
+        elif isinstance(node, ast.Compare | ast.BoolOp | ast.Call):
+            function = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+            given = node.args if function == "Choice" else () if function else [*inner(node)]
+            named = {each.value for each in given if isinstance(each, ast.Constant)} & backends
+        else:
+            continue
+        found += [f"{path.name}:{node.lineno}: {name}" for name in named]
+    return found
+
+
+def test_callers_ask_a_backend_for_a_capability_and_not_for_its_class_or_name() -> None:
+    callers = [path for path in files() if room_of(path) != "backends"]
+    assert [each for path in callers for each in asked_for_backends(path)] == []
 
 
 def test_every_room_is_in_the_list_and_few_files_stand_beside_them() -> None:

@@ -14,11 +14,12 @@ from clipcheck.audit.bench import Bench, Model
 from clipcheck.audit.faults import CLEAN, FAULTS
 from clipcheck.audit.faults.by_type import CLEAN_TYPES, TYPE_FAULTS
 from clipcheck.audit.faults.lossy import CLEAN_LOSSY, LOSSY_FAULTS
-from clipcheck.audit.faults.variant import ARCHIVES, Variant
+from clipcheck.audit.faults.variant import Variant
 from clipcheck.audit.faults.ways import CLEAN_WAYS, WAY_FAULTS
 from clipcheck.audit.findings import Audit, Finding
 from clipcheck.audit.small import SMALL, model_named
-from clipcheck.backends import registry
+from clipcheck.backends import names, registry
+from clipcheck.backends.names import OF_ARCHIVES
 from clipcheck.checkpoints.architecture import ResNet
 from clipcheck.errors import ClipcheckError, RunError, UsageError, nearest
 from clipcheck.families.registry import parameters_of
@@ -33,8 +34,11 @@ from clipcheck.writers.trained import KINDS, require_trainable
 ARCHITECTURES = ("tiny-vit", "tiny-resnet")
 """The architectures that are audited by default."""
 
-BACKENDS = tuple(name for name in registry.BACKENDS if not registry.find(name).needs_reference)
+BACKENDS = tuple(name for name in names.BACKENDS if not registry.find(name).needs_reference)
 """The backends that faults can be planted into: all except the reference."""
+
+_OF_SMALL = "trace"
+"""Backend for the small models of families by default: it shows the modules of any model."""
 
 _COPIES = 4
 """Maximum number of float32 copies of a model in a worker: the reference, the altered and traced
@@ -253,7 +257,7 @@ def _backends(written: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str]]:
 
 def _defaults(architectures: Sequence[str], small: Sequence[str]) -> tuple[str, ...]:
     """Return the backends to use if none is named."""
-    return (*([ARCHIVES] if architectures else []), *(["trace"] if small else []))
+    return (*([OF_ARCHIVES] if architectures else []), *([_OF_SMALL] if small else []))
 
 
 def _known(written: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from types import MappingProxyType
@@ -122,6 +123,7 @@ class Backend(ABC):
         runs_modules: whether it shows what enters and leaves its modules, by `runner`.
         takes_forms: whether `call_in_form` can be called.
         keeps_nan: whether its library's operators give NaN for NaN.
+        takes_weights: whether `in_float` can be called.
         name: in results and reports.
         size: bytes of the artefact that it runs, or None.
         frontend: preprocessing and tokenizer with the candidate's own dimensions, or None.
@@ -131,6 +133,7 @@ class Backend(ABC):
             computes in.
         seen: rounds pixels to what it takes, as whole numbers; None where it takes them as they
             are.
+        kinds: of the inputs of a program, see `clipcheck.backends.signature.INPUTS`.
     """
 
     summary: ClassVar[str] = ""
@@ -144,6 +147,7 @@ class Backend(ABC):
     runs_modules: bool = False
     takes_forms: ClassVar[bool] = False
     keeps_nan: ClassVar[bool] = True
+    takes_weights: ClassVar[bool] = False
 
     name: str
     size: int | None = None
@@ -151,6 +155,7 @@ class Backend(ABC):
     patched: Patched | None = None
     lacks: frozenset[str] = frozenset()
     seen: Callable[[Pixels], Pixels] | None = None
+    kinds: frozenset[str] = frozenset()
     rounded: Mapping[str, torch.dtype] = MappingProxyType({})
 
     # ---------------------------------------------------------------- what it can run
@@ -258,6 +263,14 @@ class Backend(ABC):
 
         Raises:
             RunError: it failed.
+        """
+        raise NotImplementedError
+
+    def in_float(self, name: str, weight: torch.Tensor) -> AbstractContextManager[None]:
+        """Have one quantised weight of the program be in float meanwhile.
+
+        Raises:
+            RunError: the program cannot be run so.
         """
         raise NotImplementedError
 

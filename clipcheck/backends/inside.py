@@ -20,6 +20,7 @@ from clipcheck.models.facts import Facts
 if TYPE_CHECKING:
     import torch
 
+    from clipcheck.backends.runner import Shows
     from clipcheck.families.base import DualEncoder
     from clipcheck.models.taps import Listener, Site
 
@@ -55,6 +56,8 @@ class InsideProgram:
         note: what is not as it is where the program runs as a whole, or an empty string. It is
             known after a call of `listen`.
     """
+
+    of_program = True
 
     def __init__(
         self,
@@ -187,7 +190,9 @@ class InsideTowers:
         facts: its methods are the encoders; logits are computed outside of both.
     """
 
-    def __init__(self, parts: Mapping[str, InsideProgram]) -> None:
+    of_program = True
+
+    def __init__(self, parts: Mapping[str, Shows]) -> None:
         self._parts = parts
         self.facts = Facts(True, dict.fromkeys(parts, frozenset()))
 

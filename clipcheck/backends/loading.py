@@ -13,7 +13,6 @@ from clipcheck.backends.archives import OpenArchive, open_archive
 from clipcheck.backends.artefacts import Artefacts
 from clipcheck.backends.base import Backend
 from clipcheck.backends.calling import translating
-from clipcheck.backends.programs import ProgramBackend
 from clipcheck.backends.registry import Choice, default_for, require_available
 from clipcheck.backends.source import Source
 from clipcheck.backends.towers import Towers
@@ -241,17 +240,12 @@ def build(choice: Choice, source: Source) -> Backend:
     source = replace(source, options=choice.settings)
     with translating(choice.name, "building"):
         if source.towers:
-            made: Backend = Towers(_of_towers(choice, source), source.towers, source.logits)
+            parts = [choice.backend.build(replace(source, program=each)) for each in source.towers]
+            made: Backend = Towers(parts, source.towers, source.logits)
         else:
             made = choice.backend.build(source)
         made.lacks = frozenset(OUTPUTS).difference(source.model.outputs)
         return made
-
-
-def _of_towers(choice: Choice, source: Source) -> list[ProgramBackend]:
-    """The program of each tower, opened by itself."""
-    made = [choice.backend.build(replace(source, program=each)) for each in source.towers]
-    return [each for each in made if isinstance(each, ProgramBackend)]
 
 
 def rounded_alike(source: Source, rounded: Mapping[str, torch.dtype]) -> Source:

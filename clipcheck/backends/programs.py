@@ -51,7 +51,6 @@ class ProgramBackend(Backend):
     Attributes:
         least: rows of each input that its code requires if it takes any number of them; fewer are
             filled up.
-        kinds: of its inputs, see `signature.INPUTS`.
 
     Raises:
         UsageError: an input could be several, or the user named one that is not there.
@@ -59,6 +58,7 @@ class ProgramBackend(Backend):
     """
 
     least: ClassVar[int] = 1
+    takes_weights = True
 
     def __init__(
         self,

@@ -10,29 +10,9 @@ from importlib.metadata import EntryPoint, entry_points
 
 from clipcheck.backends.base import Backend, Missing, Option
 from clipcheck.backends.factories import FORM, is_factory, load
+from clipcheck.backends.names import BACKENDS, CLASSES
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.errors import UnavailableError, UsageError, first_line, nearest
-
-_CLASSES = {
-    "jit": "Archive",
-    "eager": "Eager",
-    "trace": "Trace",
-    "script": "Script",
-    "compile": "Compile",
-    "export": "Export",
-    "aotinductor": "AOTInductor",
-    "onnxruntime": "ONNXRuntime",
-    "openvino": "OpenVINO",
-    "executorch": "ExecuTorch",
-    "open_clip": "OpenClip",
-    "transformers": "Transformers",
-    "clip": "Clip",
-}
-"""Class of each backend of clipcheck, in the file with the backend's name."""
-
-BACKENDS = tuple(_CLASSES)
-"""Backends of clipcheck, in the order of runs and reports. Other packages may add more, see
-`GROUP`."""
 
 GROUP = "clipcheck.backends"
 """Group of entry points for other packages' backends: each loads a class derived from `Backend`,
@@ -127,7 +107,7 @@ def find(name: str) -> type[Backend]:
         return load(name)
     if name in BACKENDS:
         module = importlib.import_module(f"clipcheck.backends.{name}")
-        own: type[Backend] = getattr(module, _CLASSES[name])
+        own: type[Backend] = getattr(module, CLASSES[name])
         return own
     entry = _brought()[name]
     try:
@@ -168,6 +148,16 @@ def backend_named(written: str) -> type[Backend]:
 def default_for(form: Format) -> str:
     """Return the default backend of a file format, or an empty string."""
     return next((name for name in BACKENDS if form in find(name).default_for), "")
+
+
+def eager_backend() -> str:
+    """Return the backend that is the eager model itself."""
+    return next(name for name in BACKENDS if find(name).needs_reference)
+
+
+def showing_modules() -> list[str]:
+    """Return the backends that show the modules of any checkpoint."""
+    return [name for name in names() if find(name).runs_modules]
 
 
 def parse(written: str, *, own: bool = True) -> Choice:

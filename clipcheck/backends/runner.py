@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeGuard
 
 from clipcheck.models.facts import Facts
 
@@ -32,7 +32,14 @@ class Listened(Protocol):
 
 
 class Shows(Listened, Protocol):
-    """Tells as well what it does not show, and calls modules alone."""
+    """Tells as well what it does not show, and calls modules alone.
+
+    Attributes:
+        of_program: whether it shows a program, which runs as a whole in each call; an archive
+            runs the method that is called.
+    """
+
+    of_program: bool
 
     @property
     def hidden(self) -> Mapping[str, str]:
@@ -59,6 +66,8 @@ class Shows(Listened, Protocol):
 
 class OfArchive:
     """The part of `Shows` that is the same for all archives."""
+
+    of_program = False
 
     @property
     def hidden(self) -> Mapping[str, str]:
@@ -96,3 +105,8 @@ class Runner(Shows, Protocol):
     ) -> tuple[object, str]:
         """Return the output of a method for inputs in some form, and what was wrong with it, see
         `clipcheck.backends.forms`."""
+
+
+def runs_archive(shown: Shows) -> TypeGuard[Runner]:
+    """Return whether what shows its modules is an archive."""
+    return not shown.of_program

@@ -9,7 +9,6 @@ from pathlib import Path
 from clipcheck.backends.base import Backend
 from clipcheck.backends.calling import Array, Named, Pixels, Rows, Tokens
 from clipcheck.backends.inside import InsideTowers
-from clipcheck.backends.programs import ProgramBackend
 from clipcheck.backends.signature import INPUTS
 from clipcheck.checkpoints.towers import TOWERS
 from clipcheck.errors import UsageError
@@ -31,9 +30,7 @@ class Towers(Backend):
         UsageError: a program is not of its tower.
     """
 
-    def __init__(
-        self, parts: Sequence[ProgramBackend], files: Sequence[Path], logits: Logits
-    ) -> None:
+    def __init__(self, parts: Sequence[Backend], files: Sequence[Path], logits: Logits) -> None:
         for part, kind, tower, file in zip(parts, ("pixels", "tokens"), TOWERS, files, strict=True):
             if kind not in part.kinds:
                 raise UsageError(

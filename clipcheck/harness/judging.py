@@ -17,7 +17,7 @@ import numpy as np
 
 from clipcheck.backends.base import Backend
 from clipcheck.backends.calling import Array
-from clipcheck.backends.forward import ByName
+from clipcheck.backends.runner import runs_archive
 from clipcheck.checkpoints.architecture import Architecture
 from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.errors import RunError
@@ -732,7 +732,7 @@ def _coverage(
         batch = batch.of_sizes(*candidate.batch_sizes)
         library = described if isinstance(described, LibraryArchitecture) else None
         runner = candidate.runner
-        if isinstance(runner, ByName):
+        if runs_archive(runner):
             return judge_modules(runner, model, batch, device, advance, library)
         if library is not None:
             return judge_library_program(runner, model, library, batch, device, advance)

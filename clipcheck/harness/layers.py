@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from clipcheck.backends.programs import ProgramBackend
+from clipcheck.backends.base import Backend
 from clipcheck.errors import RunError
 from clipcheck.gates.budget import LayerCost, squared_error
 from clipcheck.gates.integrity import Evidence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def costly_layers(
-    candidate: ProgramBackend,
+    candidate: Backend,
     evidence: Evidence,
     weights: Mapping[str, torch.Tensor],
     trial: Trial,
@@ -59,7 +59,7 @@ def costly_layers(
     return tuple(sorted(found, key=lambda each: -each.share)), problem
 
 
-def _error(candidate: ProgramBackend, trial: Trial, batches: int) -> float:
+def _error(candidate: Backend, trial: Trial, batches: int) -> float:
     return squared_error(
         [
             Case(

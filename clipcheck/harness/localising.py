@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from clipcheck.backends.base import Backend
 from clipcheck.backends.calling import Rows
 from clipcheck.backends.cells import cell_for, prepare
-from clipcheck.backends.inside import InsideProgram, InsideTowers
 from clipcheck.backends.loading import build, opened_sides, require_runs
-from clipcheck.backends.registry import Choice, default_for
+from clipcheck.backends.names import OF_ARCHIVES
+from clipcheck.backends.registry import Choice, default_for, showing_modules
 from clipcheck.backends.source import Source
 from clipcheck.backends.weights import compare_weights
 from clipcheck.checkpoints.checkpoint import Checkpoint, Program
@@ -134,7 +134,7 @@ def localize(
     for each in (subject, other):
         if isinstance(each, Checkpoint):
             each.verify()
-    choice = _only(options.choices) or Choice(default_for(subject.format) or "jit")
+    choice = _only(options.choices) or Choice(default_for(subject.format) or OF_ARCHIVES)
     require_runs(choice, subject)
     say(f"{name}: loading both models on {target} in {dtype}")
     with (
@@ -156,7 +156,7 @@ def localize(
             if not candidate.runs_modules:
                 raise UnfitError(
                     f"{choice}: it does not show its modules",
-                    remedy="Choose one of these backends: jit, onnxruntime, export.",
+                    remedy=f"Choose one of these backends: {', '.join(showing_modules())}.",
                     path=subject.path,
                 )
             say(f"{name}: comparing its modules")
@@ -238,7 +238,7 @@ def first_departures(
     model = source.checkpoint.model
     found = Localisation.nowhere()
     # An archive's modules are called alone only by the gate.
-    alone = isinstance(archive, InsideProgram | InsideTowers) and source.dtype == "float32"
+    alone = archive.of_program and source.dtype == "float32"
     for what, batch, tower in _inputs(inputs_of(model), seed, suspect):
         placed = {place.tower for place in found.found}
         if tower in placed or (tower is None and placed):

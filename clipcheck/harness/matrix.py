@@ -25,8 +25,7 @@ from clipcheck.backends.loading import (
     require_runs,
     rounded_alike,
 )
-from clipcheck.backends.programs import ProgramBackend
-from clipcheck.backends.registry import ALL, Choice, default_for
+from clipcheck.backends.registry import ALL, Choice, default_for, eager_backend
 from clipcheck.backends.signature import ASKED
 from clipcheck.backends.source import Source
 from clipcheck.backends.weights import compare_weights, compared
@@ -715,7 +714,7 @@ def _layers(
 ) -> dict[str, object]:
     """Measure what each quantised layer costs, or give the reason why not; the verdict does not
     depend on it."""
-    if not isinstance(candidate, ProgramBackend) or not trial.population:
+    if not candidate.takes_weights or not trial.population:
         return {}
     weights = bench.source.model.state_dict()
     # Of a large model a session for each layer takes long enough.
@@ -762,7 +761,7 @@ def _default_backend(files: _Files) -> Choice:
     if default_for(form):
         return Choice(default_for(form))
     if files.reference is not None:
-        return Choice("eager")
+        return Choice(eager_backend())
     raise UnfitError(
         f"this {form} has only weights and no code, so there is nothing to compare with the eager "
         "model",

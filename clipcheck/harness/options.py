@@ -49,7 +49,7 @@ class CheckOptions:
 
     Attributes:
         backend: one or several backends, as ``NAME`` or ``NAME:OPTION=VALUE,...``
-            (`clipcheck.backends.registry.BACKENDS`); ``all`` for each that fits. Default: by the
+            (`clipcheck.backends.names.BACKENDS`); ``all`` for each that fits. Default: by the
             file's format, ``jit`` for an archive.
         key: model to read from a training checkpoint that holds several, such as ``model_ema``;
             parts are joined by dots, as ``state_dict.teacher``.

@@ -24,8 +24,7 @@ from clipcheck.backends.loading import (
     require_dtype,
     require_runs,
 )
-from clipcheck.backends.programs import ProgramBackend
-from clipcheck.backends.registry import Choice, default_for, require_available
+from clipcheck.backends.registry import Choice, default_for, eager_backend, require_available
 from clipcheck.backends.source import ProgramFile
 from clipcheck.backends.towers import Towers
 from clipcheck.checkpoints import registry
@@ -344,9 +343,8 @@ class PinnedJudge:
             ]
             candidate = made[0]
             if len(made) > 1:
-                parts = [each for each in made if isinstance(each, ProgramBackend)]
                 files = [part.path for part in program.parts]
-                candidate = Towers(parts, files, self._logits)
+                candidate = Towers(made, files, self._logits)
         candidate.lacks = frozenset(OUTPUTS).difference(sizes.outputs)
         return candidate
 
@@ -377,7 +375,7 @@ def _device(subject: Checkpoint | Program, device: Device, span: Span) -> str:
 def _default(subject: Checkpoint | Program) -> Choice:
     """Return the backend for a program or an archive; for weights alone, the eager model."""
     weights = isinstance(subject, Checkpoint) and subject.format is not Format.ARCHIVE
-    return Choice("eager" if weights else default_for(subject.format))
+    return Choice(eager_backend() if weights else default_for(subject.format))
 
 
 def _default_dtype(subject: Checkpoint | Program) -> str:

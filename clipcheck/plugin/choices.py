@@ -9,6 +9,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from clipcheck.backends.names import OF_ARCHIVES
 from clipcheck.checkpoints.architecture import ARCHITECTURES
 from clipcheck.checkpoints.registry import available_models
 from clipcheck.errors import ClipcheckError, OutputError, UnknownModelError, UsageError
@@ -34,7 +35,7 @@ NAMES = ("clip_gate", "clip_model", "clip_backend", "clip_device", "clip_dtype")
 
 _LEAVE_OUT = "Give one, or leave the option out."
 
-DEFAULT_BACKENDS = ("jit",)
+DEFAULT_BACKENDS = (OF_ARCHIVES,)
 """Backends to judge if none is given."""
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from clipcheck.backends.factories import is_factory
 from clipcheck.backends.known import Known
+from clipcheck.backends.names import OF_ARCHIVES
 from clipcheck.checkpoints.inspection import Patched
 from clipcheck.gates.alternative import Departure
 from clipcheck.gates.budget import LayerCost
@@ -122,7 +123,7 @@ class Conditions:
     device: str
     _: KW_ONLY
     dtype: str | None = None
-    backend: str = "jit"
+    backend: str = OF_ARCHIVES
     reference: str = EAGER
     reference_checkpoint: str | None = None
     pinned: PinnedTo | None = None

@@ -12,16 +12,15 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
+from clipcheck.backends.registry import default_for
 from clipcheck.checkpoints import registry
+from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.checkpoints.library import LibraryArchitecture, read_open_clip
 from clipcheck.checkpoints.told import OPEN_CLIP, trained
 from clipcheck.errors import ArchitectureError
 from clipcheck.families.registry import parameters_of, sizes_of
 from clipcheck.sweep.catalogue import Entry
 from clipcheck.sweep.jobs import DEFAULT, Source
-
-_BACKEND = "export"
-"""Backend for models that only open_clip computes."""
 
 _BYTES = 4
 """Bytes of a weight in most of these files."""
@@ -63,7 +62,7 @@ def entry_of(label: str, model: Mapping[str, Any] | None, weights: Mapping[str, 
     return Entry(
         label,
         source,
-        (DEFAULT,) if archive else ("open_clip",),
+        (DEFAULT,) if archive else (default_for(Format.OPEN_CLIP),),
         architecture=f"{OPEN_CLIP}{label}",
         dimensions=architecture,
     )
@@ -77,7 +76,7 @@ def _of_library(label: str, configured: LibraryArchitecture, weights: Mapping[st
     """
     sizes_of(configured)
     source = _source(weights, parameters_of(configured))
-    return Entry(label, source, (_BACKEND,), architecture=f"{OPEN_CLIP}{label}")
+    return Entry(label, source, (default_for(Format.PT2),), architecture=f"{OPEN_CLIP}{label}")
 
 
 def _source(weights: Mapping[str, Any], parameters: int) -> Source:

@@ -17,7 +17,8 @@ from clipcheck.audit.bench import Bench, Model
 from clipcheck.audit.faults import CLEAN, CLEAN_FAMILY, FAMILIES, FAULTS, Variant
 from clipcheck.audit.faults.ways import CLEAN_WAYS, WAY_FAULTS, graphs
 from clipcheck.backends.artefacts import Artefacts
-from clipcheck.backends.registry import BACKENDS, find
+from clipcheck.backends.names import BACKENDS
+from clipcheck.backends.registry import find
 from clipcheck.backends.source import Source
 from clipcheck.checkpoints.architecture import ARCHITECTURES, Architecture, ResNet, ViT
 from clipcheck.checkpoints.checkpoint import Format

@@ -27,8 +27,9 @@ from clipcheck.backends.artefacts import Artefacts
 from clipcheck.backends.base import Backend
 from clipcheck.backends.calling import Named, reason
 from clipcheck.backends.loading import Sides, build, load_sides
+from clipcheck.backends.names import BACKENDS
 from clipcheck.backends.reference import exact_floats
-from clipcheck.backends.registry import BACKENDS, Choice, find
+from clipcheck.backends.registry import Choice, find
 from clipcheck.checkpoints.architecture import Architecture
 from clipcheck.checkpoints.checkpoint import PROGRAM_FORMATS, Checkpoint, Format, same_bits
 from clipcheck.checkpoints.formats import open_checkpoint

@@ -7,7 +7,7 @@ import pytest
 from packaging.specifiers import SpecifierSet
 
 from clipcheck.backends.known import Known, Pattern, everything, matching
-from clipcheck.backends.registry import BACKENDS
+from clipcheck.backends.names import BACKENDS
 from clipcheck.gates.tolerances import LIMITS
 
 VERSIONS = {

@@ -9,8 +9,8 @@ import pytest
 import clipcheck
 from clipcheck.backends import registry
 from clipcheck.backends.base import Backend, Missing
+from clipcheck.backends.names import BACKENDS
 from clipcheck.backends.registry import (
-    BACKENDS,
     Choice,
     backend_named,
     chosen,

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from clipcheck.backends.base import Missing
-from clipcheck.backends.registry import BACKENDS, find
+from clipcheck.backends.names import BACKENDS
+from clipcheck.backends.registry import find
 from conftest import Run
 
 

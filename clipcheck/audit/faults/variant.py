@@ -12,7 +12,8 @@ import torch
 
 from clipcheck.audit.faults.planting import Alter, Plant
 from clipcheck.audit.faults.where import Where
-from clipcheck.backends.registry import default_for, find
+from clipcheck.backends.names import OF_ARCHIVES
+from clipcheck.backends.registry import find
 from clipcheck.backends.source import Source
 from clipcheck.checkpoints.architecture import Architecture, ResNet, ViT
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format
@@ -20,9 +21,6 @@ from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.families.base import DualEncoder
 from clipcheck.families.registry import family
 from clipcheck.writers.library import draw
-
-ARCHIVES = default_for(Format.ARCHIVE)
-"""The backend that runs an archive's own code."""
 
 PlantedSource = AbstractContextManager[Source]
 """Context manager of the source that a backend is built from; open while the backend is used."""
@@ -104,7 +102,7 @@ class Variant:
         return self.plant is not None if find(backend).needs_archive else backend in self.plants
 
     def applies_to(
-        self, architecture: Architecture | LibraryArchitecture, backend: str = ARCHIVES
+        self, architecture: Architecture | LibraryArchitecture, backend: str = OF_ARCHIVES
     ) -> bool:
         """Whether it can be planted into this backend of a model of this architecture."""
         if isinstance(architecture, LibraryArchitecture):

@@ -18,7 +18,6 @@ from typing import NamedTuple
 import torch
 
 from clipcheck.backends.forward import Sizes, outputs_of
-from clipcheck.backends.inside import InsideProgram
 from clipcheck.backends.reference import exact_arithmetic
 from clipcheck.backends.runner import Shows
 from clipcheck.errors import RunError
@@ -170,7 +169,7 @@ class _Walker:
         self._held.begin(given)
         self._first, self._placed = len(self._judge.errors), False
         # In a program both towers were shown before: it is one run.
-        shown = method == "forward" and isinstance(self._archive, InsideProgram)
+        shown = method == "forward" and self._archive.of_program
         names = () if shown and len(self._features) == len(FEATURES) else self._twins.blocks
         try:
             result = self._archive.listen(method, list(given.values()), names, self._listen)

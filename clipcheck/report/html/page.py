@@ -11,8 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from clipcheck.backends.registry import default_for
-from clipcheck.checkpoints.checkpoint import Format
+from clipcheck.backends.names import OF_ARCHIVES
 from clipcheck.gates.frontends import FrontendResult
 from clipcheck.gates.registry import NAMES, find_gate
 from clipcheck.gates.result import GateResult
@@ -380,7 +379,7 @@ def _frontend(result: FrontendResult) -> tuple[str, list[tuple[str, str]]]:
 def _command(judgement: Judgement) -> str:
     """Return the command that repeats the check."""
     words: list[Any] = ["clipcheck", "check", judgement.path or judgement.checkpoint]
-    of_archives = judgement.backend == default_for(Format.ARCHIVE)
+    of_archives = judgement.backend == OF_ARCHIVES
     words += [] if of_archives else ["--backend", judgement.backend]
     words += given_options(judgement)
     reference = judgement.reference_checkpoint

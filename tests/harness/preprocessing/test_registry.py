@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from clipcheck.backends.base import Missing
-from clipcheck.backends.registry import BACKENDS
+from clipcheck.backends.names import BACKENDS
 from clipcheck.backends.transformers import Transformers
 from clipcheck.errors import UnavailableError
 from clipcheck.harness.preprocessing import differences, registry
