@@ -64,14 +64,17 @@ class InMemory(ModuleBackend):
     def _features(self, method: str, rows: Tensor) -> Tensor:
         found: Tensor = run_method(self.name, self._module, method, rows).to(self._dtype)
         name, lengths = ENCODERS[method], found.double().norm(dim=-1)
-        self._seen.add(name)
+        # An image with a NaN in it runs as well, and its features have no length.
+        lengths = lengths[lengths.isfinite()]
+        if len(lengths):
+            self._seen.add(name)
         if not bool(((lengths - 1).abs() < _UNIT).all()):
             self._unnormalised.add(name)
         return found
 
     @property
     def normalised(self) -> frozenset[str]:
-        """Names of the features that had length 1 in every call."""
+        """Names of the features that had length 1 in every call, where they were finite."""
         return frozenset(self._seen - self._unnormalised)
 
     @property

@@ -201,14 +201,22 @@ def encoder_text(encoder: Encoder) -> Any:
     return encode_text
 
 
+def normalised(features: np.ndarray) -> np.ndarray:
+    return features / np.linalg.norm(features, axis=1, keepdims=True)
+
+
 def test_normalised_features_are_compared_with_normalised_ones(encoder: Encoder) -> None:
     service = NumpyService(encoder)
 
     def unit(ids: np.ndarray) -> np.ndarray:
-        found = service.encode_text(ids)
-        return found / np.linalg.norm(found, axis=1, keepdims=True)
+        return normalised(service.encode_text(ids))
 
-    assert clipcheck.compare(encoder, (service.encode_image, unit), examples=4)
+    def unit_image(pixels: np.ndarray) -> np.ndarray:
+        return normalised(service.encode_image(pixels))
+
+    for encode_image in (service.encode_image, unit_image):
+        result = clipcheck.compare(encoder, (encode_image, unit), examples=4)
+        assert result, render(result)
     rows = {"images": PIXELS, "prompts": IDS}
     pairs = [(service.encode_image, each) for each in (unit, NumpyService(encoder).encode_text)]
     result = clipcheck.compare(*pairs, **rows)
