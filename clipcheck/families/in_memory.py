@@ -87,7 +87,8 @@ def _adapt_pair(given: Sequence[object], side: str) -> Adapted:
     wrong = [type(each).__name__ for each in given if each is not None and not callable(each)]
     if wrong or not any(each is not None for each in given):
         raise UsageError(
-            f"expected a pair of callables as the {side}, found {wrong[0] if wrong else 'None'}",
+            f"expected a pair of callables as the {side}, found "
+            f"{wrong[0] if wrong else 'None for both'}",
             remedy="Give (encode_image, encode_text); None for a tower that is not there.",
         )
     there = {method: call for method, call in calls.items() if call is not None}
@@ -213,11 +214,15 @@ class Callables(DualEncoder):
         return self._called("encode_text", text.to(torch.int32))
 
     def _called(self, method: str, given: Tensor) -> Tensor:
-        found = np.asarray(self._calls[method](given.cpu().numpy().copy()))
+        returned = self._calls[method](given.cpu().numpy().copy())
+        found = np.asarray(returned)
         if found.dtype.kind != "f" or found.ndim != 2 or len(found) != len(given):
+            kind = type(returned).__name__
+            if found.dtype.kind != "O":
+                kind = f"an array of {found.dtype} {list(found.shape)}"
             raise RunError(
-                f"{method} gave an array of {found.dtype} {list(found.shape)}, expected features "
-                f"[{len(given)}, E] as floating-point numbers",
+                f"{method} gave {kind}, expected features [{len(given)}, E] as floating-point "
+                "numbers",
                 remedy="Return one row of features for each row that is given.",
             )
         narrow = found.astype(np.float32) if found.dtype.itemsize > 4 else found

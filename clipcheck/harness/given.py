@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -76,6 +77,11 @@ def given_rows(images: Images, prompts: Prompts, inputs: Inputs | None) -> Given
 
 def _pixels(images: Images, frontend: Frontend | None) -> Pixels:
     several = list(images) if isinstance(images, list | tuple) else None
+    if several and all(isinstance(each, str | os.PathLike) for each in several):
+        raise UsageError(
+            f"expected images as pictures, found paths such as {os.fspath(several[0])!r}",
+            remedy="Open them: images=[PIL.Image.open(path) for path in paths].",
+        )
     if several and all(isinstance(each, Image.Image) for each in several):
         if frontend is None:
             raise _not_told("images", "pictures")

@@ -275,8 +275,10 @@ def test_what_cannot_run_is_not_judged(encoder: Encoder) -> None:
     assert "connection refused" in str(result.judgements[0].error)
     cut = (lambda pixels: pixels[:1, 0, 0], lambda ids: ids.astype("f"))
     short = clipcheck.compare(encoder, cut, examples=2)
-    told = "expected features [2, E] as floating-point numbers"
+    told = "an array of float32 [1, 16], expected features [2, E] as floating-point numbers"
     assert told in str(short.judgements[0].error)
+    nothing = clipcheck.compare(encoder, (lambda _: None, cut[1]), examples=2)
+    assert "encode_image gave NoneType, expected features" in str(nothing.judgements[0].error)
 
 
 @pytest.mark.parametrize(
@@ -284,6 +286,7 @@ def test_what_cannot_run_is_not_judged(encoder: Encoder) -> None:
     [
         (3, "expected a torch module with encode_image and encode_text, a pair of callables, or"),
         ((1, 2), "expected a pair of callables as the reference, found int"),
+        ((None, None), "expected a pair of callables as the reference, found None for both"),
         (nn.Identity().eval(), "found torch.nn.modules.linear.Identity without such methods"),
         (Encoder(), "found tests.services.Encoder in training mode"),
     ],
@@ -299,6 +302,8 @@ def test_the_error_asks_for_what_is_needed(encoder: Encoder) -> None:
     pair = service.encode_image, service.encode_text
     with pytest.raises(UsageError, match="neither model tells the sizes of its inputs"):
         clipcheck.compare(pair, pair, images=PIXELS)
+    with pytest.raises(UsageError, match="expected images as pictures, found paths such as"):
+        clipcheck.compare(encoder, pair, images=["a.png"])
     with pytest.raises(UsageError, match=r"expected pixels \[N, 3, 16, 16\]"):
         clipcheck.compare(encoder, pair, images=PIXELS[..., :8, :8])
     with pytest.raises(UsageError, match="expected assumed_error to be a number between 0 and 1"):
