@@ -9,10 +9,14 @@ from clipcheck.cli.output import print_line
 def models(download_root: options.DownloadRoot = None) -> None:
     """List the released models, and which are in the cache."""
     from clipcheck.checkpoints import download, registry
+    from clipcheck.report.cells import visible
+    from clipcheck.report.tables import table
     from clipcheck.system import figures
 
     print_line(f"cache: {download.cache_directory(download_root)}")
+    rows = []
     for name in registry.available_models():
-        size = figures.size(registry.find(name).size)
         path = download.cached(name, download_root)
-        print_line(f"{name:<16}{size:>9}  {path or 'not in the cache'}")
+        size = figures.size(registry.find(name).size)
+        rows.append((name, size, visible(str(path or "not in the cache"))))
+    print_line(table(rows, right=[1]).plain)

@@ -8,6 +8,7 @@ from typing import Any
 
 from clipcheck.audit.faults.variant import Variant
 from clipcheck.audit.findings import Audit, Finding
+from clipcheck.report.tables import table
 from clipcheck.results.document import writable
 
 SCHEMA = 1
@@ -15,13 +16,12 @@ SCHEMA = 1
 
 def render_catalogue(variants: Sequence[Variant]) -> str:
     """Return a line for each variant. Ends without a newline."""
-    width = max(len(variant.name) for variant in variants)
     parts = {"faults (must be caught)": False, "clean variants (must pass)": True}
     blocks = []
     for title, clean in parts.items():
         chosen = [each for each in variants if each.clean == clean]
-        lines = [f"  {each.name:<{width}}  {each.reason}" for each in chosen]
-        blocks.append("\n".join([f"{len(chosen)} {title}:", *lines]))
+        rows = table([(each.name, each.reason) for each in chosen], indent=2)
+        blocks.append(f"{len(chosen)} {title}:\n{rows.plain}")
     return "\n\n".join(blocks)
 
 
@@ -32,9 +32,9 @@ def render(audit: Audit) -> str:
             "x limit: the figure divided by its limit; the least of a fault, the greatest of a",
             "clean variant. classic: how often the classic assertion alone caught it.",
             "",
-            *_rows(audit.faults, "fault"),
+            _rows(audit.faults, "fault"),
             "",
-            *_rows(audit.clean, "clean variant"),
+            _rows(audit.clean, "clean variant"),
             "",
             *_places(audit.sought),
             *_left_out(audit),
@@ -89,28 +89,32 @@ def render_json(audit: Audit) -> str:
     return json.dumps(writable(document), indent=2, allow_nan=False) + "\n"
 
 
-def _rows(findings: Sequence[Finding], kind: str) -> list[str]:
-    rows = [_row(kind, "in", "backend", "gate", "x limit", "classic")]
+def _rows(findings: Sequence[Finding], kind: str) -> str:
+    rows = []
     for group in _grouped(findings):
         one = group[0]
         gates = ",".join(sorted({finding.gate or "-" for finding in group}))
         classic = f"{sum(finding.classic_caught for finding in group)}/{len(group)}"
-        told = (one.name, one.architecture, one.backend)
-        rows.append(_row(*told, gates, _margin(group), classic))
-    return rows
+        rows.append((one.name, one.architecture, one.backend, gates, _margin(group), classic))
+    heads = (kind, "in", "backend", "gate", "x limit", "classic")
+    return table(rows, heads=heads, right=[4]).plain
 
 
 def _places(sought: Sequence[Finding]) -> list[str]:
     """List where each fault departs first, in each tower."""
     if not sought:
         return []
-    rows = ["Where each fault departs first; those marked with an X are not where it was planted."]
+    rows = []
     for finding in sought:
         places = finding.localisation.found if finding.localisation else ()
         where = ", ".join(f"{p.module}{f' ({p.part})' if p.part else ''}" for p in places)
-        mark = " " if finding.localised else "X"
-        rows.append(f"{mark} {finding.name:<39}{finding.architecture:<12}{where or 'nowhere'}")
-    return [*rows, ""]
+        name = f"{' ' if finding.localised else 'X'} {finding.name}"
+        rows.append((name, finding.architecture, where or "nowhere"))
+    return [
+        "Where each fault departs first; those marked with an X are not where it was planted.",
+        table(rows).plain,
+        "",
+    ]
 
 
 def _left_out(audit: Audit) -> list[str]:
@@ -121,10 +125,6 @@ def _left_out(audit: Audit) -> list[str]:
 
 def _failure_lines(finding: Finding) -> str:
     return f"{finding.name} in {finding.architecture} ({finding.backend})"
-
-
-def _row(name: str, architecture: str, backend: str, gate: str, margin: str, classic: str) -> str:
-    return f"{name:<40}{architecture:<12}{backend:<13}{gate:<16}{margin:>10}  {classic}"
 
 
 def _grouped(findings: Sequence[Finding]) -> list[list[Finding]]:

@@ -8,9 +8,8 @@ from clipcheck.audit.faults import Variant
 from clipcheck.inputs.examples import listed
 from clipcheck.report.cells import command, wrapped
 from clipcheck.report.places import named
+from clipcheck.report.tables import table
 from clipcheck.results.judgement import Judgement
-
-_LABEL = 18
 
 
 def planted(variant: Variant, architecture: str) -> str:
@@ -38,9 +37,7 @@ def tour(judgement: Judgement, folder: str, page: str) -> Text:
         ("3. the input", _input(judgement)),
         ("4. the page", f"open {page} in a browser"),
     ]
-    lines = ["What to look at:"]
-    for label, text in steps:
-        lines += wrapped(text, f"  {label:<{_LABEL}}")
+    lines = ["What to look at:", table(steps, indent=2, wraps=True).plain]
     if judgement.saved is not None:
         lines += command(["clipcheck", "replay", judgement.saved], "Next: ")
         lines += wrapped("runs this input again, and exits with 1 while it fails.", " " * 6)

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from clipcheck.gates.registry import Gate
 from clipcheck.gates.tolerances import LIMITS
 from clipcheck.report.cells import wrapped
+from clipcheck.report.tables import table
 
 _INDENT = "  "
 
 
 def listing(gates: Sequence[Gate]) -> str:
     """Return a line for each gate. Ends without a newline."""
-    width = max(len(gate.name) for gate in gates) + 2
-    return "\n".join(f"{gate.name:<{width}}{gate.title}" for gate in gates)
+    return table([(gate.name, gate.title) for gate in gates], wraps=True).plain
 
 
 def render(gate: Gate) -> str:

@@ -12,12 +12,13 @@ from clipcheck.checkpoints.inspection import Patched, format_version, read_code
 from clipcheck.families.registry import summary_of
 from clipcheck.report import patched
 from clipcheck.report.cells import visible
+from clipcheck.report.tables import table
 
 
 def render(subject: Checkpoint | Program) -> str:
     """Return a line for each fact. Ends without a newline."""
     facts = _of_program(subject) if isinstance(subject, Program) else _of_checkpoint(subject)
-    return "\n".join(f"{label:<14}{fact}" for label, fact in facts.items())
+    return table(facts.items()).plain
 
 
 def _of_program(program: Program) -> dict[str, str]:
@@ -36,7 +37,7 @@ def _files(label: str, files: Sequence[Path]) -> dict[str, str]:
     told = [f"{file} ({file.stat().st_size:,} bytes)" for file in files[:_MOST_FILES]]
     if len(files) > _MOST_FILES:
         told.append(f"and {len(files) - _MOST_FILES} more")
-    return {label: f"\n{'':<14}".join(told)} if told else {}
+    return {label: "\n".join(told)} if told else {}
 
 
 def _of_checkpoint(checkpoint: Checkpoint) -> dict[str, str]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+from rich.cells import cell_len
 from rich.text import Text
 
-from clipcheck.report.cells import command, padded, shortened, visible, wrapped
+from clipcheck.report.cells import command, shortened, visible, wrapped
+from clipcheck.report.tables import table
 from clipcheck.report.text import BAD, GOOD, KEPT, UNKNOWN, given_options
 from clipcheck.report.verdict import verdict, worst_first
 from clipcheck.results.document import as_record, result_of, to_json
@@ -24,8 +26,7 @@ from clipcheck.system.width import width
 WORKERS = (8, 64)
 """Numbers of workers for which a plan also estimates the time."""
 
-_HEAD = ("verdict", "worst gate", "seconds", "fetched", "memory")
-_WIDTHS = (12, 20, 7, 8, 7)
+_HEADS = ("checkpoint", "verdict", "worst gate", "seconds", "fetched", "memory")
 _STYLES = {"consistent": GOOD, "INCONSISTENT": BAD, "not judged": UNKNOWN}
 
 
@@ -72,7 +73,7 @@ def render(swept: Swept) -> str:
 def report(swept: Swept) -> Text:
     """Return a line for each judgement, what failed and why, the verdict, and the cost."""
     found = result(swept)
-    lines = list(_table(swept.rows))
+    lines = [_table(swept.rows)]
     for row in swept.rows:
         lines += [Text(line) for line in _reasons(row)]
     lines += [Text(line) for line in _unfit(swept.unfit)]
@@ -101,7 +102,7 @@ def plan_text(plan: Plan, workers: int, threads: int) -> str:
     """
     known = sum(unit.verdict is not None for unit in plan.units)
     seconds = [job.seconds for job in plan.jobs]
-    lines = [f"{padded('checkpoint', 40)}  {'seconds':>9}  {'to fetch':>9}  backends"]
+    rows = []
     for job in plan.jobs:
         fetched = size(job.bytes_to_fetch) if job.bytes_to_fetch else "-"
         if job.source.estimated:
@@ -109,14 +110,17 @@ def plan_text(plan: Plan, workers: int, threads: int) -> str:
         if job.source.fetched and job.source.size is None:
             fetched = "unknown"
         backends = ", ".join("default" if b == DEFAULT else b for b in job.backends)
-        name = padded(shortened(visible(job.label), 40), 40)
-        line = f"{name}  {job.seconds:>9.1f}  {fetched:>9}  {backends}"
-        lines.append(shortened(line.rstrip(), width()))
-    lines += _unfit(plan.unfit)
-    lines += ["", f"{len(plan.units)} to judge, of which the ledger already has {known}."]
+        rows.append((shortened(visible(job.label), 40), f"{job.seconds:.1f}", fetched, backends))
+    heads = ("checkpoint", "seconds", "to fetch", "backends")
+    lines = [table(rows, heads=heads, right=[1, 2], wraps=True).plain, *_unfit(plan.unfit)]
+    lines += [
+        "",
+        f"{counted(len(plan.units), 'run')} to judge, of which the ledger already has {known}.",
+    ]
     fetched = size(plan.bytes_to_fetch) if plan.bytes_to_fetch else "nothing"
     lines.append(
-        f"{len(plan.jobs)} checks, {sum(seconds):,.0f} s of one worker, {fetched} to fetch."
+        f"{counted(len(plan.jobs), 'check')} (runs of one file share one): "
+        f"{sum(seconds):,.0f} s of one worker, {fetched} to fetch."
     )
     if plan.jobs:
         lines += _estimated(plan, workers, threads)
@@ -136,23 +140,23 @@ def _estimated(plan: Plan, workers: int, threads: int) -> list[str]:
     return wrapped(f"{here} Measured on {rates().machine}.")
 
 
-def _table(rows: Sequence[Row]) -> Iterator[Text]:
-    room = width() - sum(1 + cells for cells in _WIDTHS)
-    heads = [padded("checkpoint", room)]
-    heads += [padded(head, cells) for head, cells in zip(_HEAD, _WIDTHS, strict=True)]
-    yield Text(" ".join(heads).rstrip(), "bold")
+def _table(rows: Sequence[Row]) -> Text:
+    states = [Text(row.state, _STYLES.get(row.state, "")) for row in rows]
+    told: list[tuple[str | Text, ...]] = [
+        (state, _worst(row), *_costs(row)) for state, row in zip(states, rows, strict=True)
+    ]
+    beside = table(told, heads=_HEADS[1:]).plain.split("\n")
+    room = width() - 2 - max(map(cell_len, beside))
+    names = []
     ways = {_conditions_of(row.unit) for row in rows}
     for row in rows:
         name = visible(row.unit.entry.label)
         if len(ways) > 1:
             conditions = _conditions_of(row.unit)
             name = f"{shortened(name, max(8, room - len(conditions) - 1))} {conditions}"
-        cells = [row.state, _worst(row), *_costs(row)]
-        label = padded(shortened(name, room), room)
-        filled = [padded(cell, most) for cell, most in zip(cells, _WIDTHS, strict=True)]
-        line = Text(" ".join([label, *filled]).rstrip())
-        line.stylize(_STYLES.get(row.state, ""), len(label) + 1, len(label) + 1 + len(row.state))
-        yield line
+        names.append(shortened(name, room))
+    cells = [(name, *each) for name, each in zip(names, told, strict=True)]
+    return table(cells, heads=_HEADS, right=[3, 4, 5])
 
 
 def _conditions_of(unit: Unit) -> str:

@@ -44,10 +44,10 @@ def lines(judgement: Judgement, folder: str = "clipcheck-demo") -> list[str]:
 def test_a_tour_leads_from_the_verdict_to_the_page_and_deletes_everything() -> None:
     assert lines(FAILED) == [
         "What to look at:",
-        "  1. the verdict    not passed: fidelity, modules",
-        "  2. the module     transformer.resblocks.0.mlp.gelu",
-        "  3. the input      the prompt 'a', the smallest failing input",
-        "  4. the page       open clipcheck-demo/report.html in a browser",
+        "  1. the verdict  not passed: fidelity, modules",
+        "  2. the module   transformer.resblocks.0.mlp.gelu",
+        "  3. the input    the prompt 'a', the smallest failing input",
+        "  4. the page     open clipcheck-demo/report.html in a browser",
         "Next: clipcheck replay clipcheck-demo/failing-inputs/one",
         "      runs this input again, and exits with 1 while it fails.",
         "Last: rm -r clipcheck-demo",
@@ -58,8 +58,8 @@ def test_a_tour_leads_from_the_verdict_to_the_page_and_deletes_everything() -> N
 def test_without_a_failing_input_there_is_none_to_run_again() -> None:
     found = lines(replace(FAILED, failing=None, failing_example=None))
     assert found[3:] == [
-        "  3. the input      no single input fails: only the module shows the fault",
-        "  4. the page       open clipcheck-demo/report.html in a browser",
+        "  3. the input    no single input fails: only the module shows the fault",
+        "  4. the page     open clipcheck-demo/report.html in a browser",
         "Last: rm -r clipcheck-demo",
         "      deletes the demo's files.",
     ]
@@ -73,8 +73,8 @@ def test_every_tower_that_departs_has_its_module_and_without_a_place_there_is_no
     conv1 = Place("image", "visual.conv1", "what it is given", Deviation(math.inf))
     both = replace(FAILED, localisation=[conv1, GELU, Place("logits")])
     assert [line for line in lines(both) if "2. the module" in line] == [
-        "  2. the module     visual.conv1, what it is given",
-        "  2. the module     transformer.resblocks.0.mlp.gelu",
+        "  2. the module   visual.conv1, what it is given",
+        "  2. the module   transformer.resblocks.0.mlp.gelu",
     ]
     for nothing in (None, Localisation.nowhere("could not be looked for").places):
         without = lines(replace(FAILED, localisation=nothing))

@@ -158,8 +158,8 @@ def test_a_plan_shows_the_order_the_bytes_and_the_time(tmp_path: Path) -> None:
     assert "~3.0 GB" in lines[1]
     assert " 3.0 GB" in lines[2]
     assert " - " in lines[3]
-    assert "unknown  default" in lines[4]
-    assert "5 to judge, of which the ledger already has 1." in text
+    assert lines[4].split()[2:] == ["unknown", "default"]
+    assert "5 runs to judge, of which the ledger already has 1." in text
     assert "6.0 GB to fetch." in text
     told = " ".join(text.split())
     assert re.search(

@@ -85,7 +85,7 @@ def test_a_plan_runs_nothing(run: Run, staged: Callable[..., Stage], tmp_path: P
     done = run("sweep", "all", "--plan")
     assert done.code == 0
     assert stage.begun == []
-    assert "2 to judge, of which the ledger already has 0." in done.out
+    assert "2 runs to judge, of which the ledger already has 0." in done.out
     assert rows(tmp_path / "clipcheck-sweep.sqlite", "SELECT count(*) FROM runs") == [(0,)]
 
 
