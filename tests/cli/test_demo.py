@@ -50,10 +50,10 @@ def test_demo_of_a_fault_leads_through_what_is_found(
     assert "the factor 1.702 is rounded to 1.7" in out
     assert "INCONSISTENT" in out
     tour = out[out.index("What to look at:") :]
-    assert "1. the verdict    not passed: fidelity, modules" in tour
-    assert "2. the module     transformer.resblocks.0.mlp.gelu\n" in tour
+    assert "1. the verdict  not passed: fidelity, modules" in tour
+    assert "2. the module   transformer.resblocks.0.mlp.gelu\n" in tour
     assert "the smallest failing input" in tour
-    assert "4. the page       open clipcheck-demo/report.html" in tour
+    assert "4. the page     open clipcheck-demo/report.html" in tour
     (saved,) = Path("clipcheck-demo/failing-inputs").iterdir()
     assert f"Next: clipcheck replay {saved}\n" in tour
     assert "Last: rm -r clipcheck-demo\n" in tour
@@ -73,7 +73,7 @@ def test_demo_takes_a_resnet_for_a_fault_that_no_vision_transformer_has(
     run: Run, tmp_path: Path
 ) -> None:
     done = run("demo", "--fault", "max-pool-in-stem", "--report", tmp_path / "x")
-    assert "2. the module     visual.avgpool\n" in done.out
+    assert "2. the module   visual.avgpool\n" in done.out
     assert (tmp_path / "x" / "minute-resnet.pt").exists()
 
 
