@@ -23,16 +23,16 @@ Isolation = Literal["process", "none"]
 
 ISOLATIONS: tuple[Isolation, ...] = ("process", "none")
 
-_SERVANTS = {
-    Format.ARCHIVE: "clipcheck.backends.servants:ArchiveServant",
-    Format.PT2: "clipcheck.backends.servants:ProgramServant",
-    Format.ONNX: "clipcheck.backends.servants:ProgramServant",
-    Format.OPENVINO: "clipcheck.backends.servants:ProgramServant",
-    Format.EXECUTORCH: "clipcheck.backends.servants:ProgramServant",
+_HANDLERS = {
+    Format.ARCHIVE: "clipcheck.backends.handlers:ArchiveHandler",
+    Format.PT2: "clipcheck.backends.handlers:ProgramHandler",
+    Format.ONNX: "clipcheck.backends.handlers:ProgramHandler",
+    Format.OPENVINO: "clipcheck.backends.handlers:ProgramHandler",
+    Format.EXECUTORCH: "clipcheck.backends.handlers:ProgramHandler",
 }
 """By format, the class that runs such a file. Other formats have only weights."""
 
-_OF_ARRAYS = "clipcheck.backends.array_servant:ArrayServant"
+_OF_ARRAYS = "clipcheck.backends.array_handler:ArrayHandler"
 
 _MOST_NAMED = 50
 """Most data files that a message to a cell names; it is limited to 64 kB."""
@@ -75,14 +75,14 @@ def cell_for(
         UsageError: a limit in the environment is invalid.
     """
     wanted = isolation or ("none" if registry.by_sha256(subject.sha256) else "process")
-    if subject.format not in _SERVANTS or wanted == "none":
+    if subject.format not in _HANDLERS or wanted == "none":
         yield None
         return
     limits = limits_for(subject.size, threads())
     served = Format.PT2 if isinstance(subject, Program) else subject.format
-    servant = _OF_ARRAYS if arrays else _SERVANTS[served]
+    handler = _OF_ARRAYS if arrays else _HANDLERS[served]
     gpu = str(device).startswith("cuda")
-    cell = Cell(servant, _readable(subject), limits, gpu=gpu, arrays=arrays)
+    cell = Cell(handler, _readable(subject), limits, gpu=gpu, arrays=arrays)
     try:
         yield cell
     finally:

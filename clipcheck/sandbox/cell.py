@@ -39,8 +39,8 @@ main(int(sys.argv[2]), sys.argv[3:])
 """
 """Code of a zygote. It imports from this process's paths, not from the current folder."""
 
-_OF_TENSORS = ("torch", "clipcheck.backends.servants", "clipcheck.sandbox.serving")
-_OF_ARRAYS = ("clipcheck.backends.array_servant", "clipcheck.sandbox.serving")
+_OF_TENSORS = ("torch", "clipcheck.backends.handlers", "clipcheck.sandbox.serving")
+_OF_ARRAYS = ("clipcheck.backends.array_handler", "clipcheck.sandbox.serving")
 """Modules that a zygote imports, for handlers of tensors and of arrays."""
 
 _STARTING = 120.0
@@ -89,7 +89,7 @@ class Cell:
     had loaded is lost.
 
     Args:
-        servant: its handler, see `clipcheck.sandbox.serving.serve`.
+        handler: see `clipcheck.sandbox.serving.serve`.
         readable: files and folders that it may read, besides Python.
         arrays: whether tensors are numpy's arrays on both sides, so that none imports torch.
 
@@ -99,7 +99,7 @@ class Cell:
 
     def __init__(
         self,
-        servant: str,
+        handler: str,
         readable: Sequence[Path],
         limits: Limits,
         *,
@@ -108,7 +108,7 @@ class Cell:
     ) -> None:
         self.arrays = arrays
         self.measures: tuple[str, ...] = ()
-        self._servant = servant
+        self._handler = handler
         self._readable = [os.fspath(path.absolute()) for path in readable]
         self._limits = limits
         self._gpu = gpu
@@ -202,7 +202,7 @@ class Cell:
     def _living(self) -> _Life:
         if self._life is None:
             self._life = _Life(
-                self._servant, self._readable, self._limits, gpu=self._gpu, arrays=self.arrays
+                self._handler, self._readable, self._limits, gpu=self._gpu, arrays=self.arrays
             )
             try:
                 message = self._life.channel.receive(_STARTING).message
@@ -282,7 +282,7 @@ class _Life:
     """A cell from its start to its end."""
 
     def __init__(
-        self, servant: str, readable: list[str], limits: Limits, *, gpu: bool, arrays: bool
+        self, handler: str, readable: list[str], limits: Limits, *, gpu: bool, arrays: bool
     ) -> None:
         self._zygote = zygote(arrays=arrays)
         with ExitStack() as held:  # closed here if it cannot be started
@@ -297,7 +297,7 @@ class _Life:
             held.enter_context(self.sharing)
             message = {
                 "do": "fork",
-                "servant": servant,
+                "handler": handler,
                 "readable": readable,
                 "scratch": str(self._scratch),
                 "limits": asdict(limits),

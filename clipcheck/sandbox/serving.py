@@ -30,12 +30,12 @@ Answer = tuple[Mapping[str, Any], Sequence["torch.Tensor"]]
 
 
 def serve(
-    channel: Channel, caller: Caller, servant: str, limits: Limits, *, arrays: bool = False
+    channel: Channel, caller: Caller, handler: str, limits: Limits, *, arrays: bool = False
 ) -> None:
     """Answer requests, one after another, until the parent closes the channel.
 
     Args:
-        servant: the handler, as ``module:Class``. It is constructed with the caller. Its public
+        handler: as ``module:Class``. It is constructed with the caller. Its public
             methods answer requests: they take the tensors, and the named values as keywords.
         arrays: whether tensors are numpy's arrays, so that torch need not be imported.
     """
@@ -45,7 +45,7 @@ def serve(
         import torch
 
         torch.set_num_threads(limits.threads)
-    module, _, name = servant.partition(":")
+    module, _, name = handler.partition(":")
     served = getattr(importlib.import_module(module), name)(caller)
     while True:
         try:

@@ -94,4 +94,4 @@ def _cell(message: dict[str, Any], connection: int, sharing: int, memory: int) -
     # Limits are set after the shared memory is mapped, because the mapping counts.
     held = confine(limits, readable, Path(message["scratch"]), gpu=message["gpu"])
     channel.send({"confined": held})
-    serve(channel, caller, message["servant"], limits, arrays=message["arrays"])
+    serve(channel, caller, message["handler"], limits, arrays=message["arrays"])

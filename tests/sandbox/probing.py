@@ -19,7 +19,7 @@ import torch
 from clipcheck.sandbox.serving import Answer, Caller
 
 HERE = Path(__file__).parent
-SERVANT = f"{__name__}:Prober"
+HANDLER = f"{__name__}:Prober"
 
 Tensors = list[torch.Tensor]
 

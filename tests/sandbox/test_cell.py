@@ -23,7 +23,7 @@ from clipcheck.sandbox import cell as cells
 from clipcheck.sandbox.cell import Cell
 from clipcheck.sandbox.limits import Limits
 from clipcheck.sandbox.wire import Memory
-from tests.sandbox.probing import HERE, SERVANT, _tried, called
+from tests.sandbox.probing import HANDLER, HERE, _tried, called
 from tests.thorough import parametrize
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it is Linux that confines")
@@ -37,7 +37,7 @@ Tried = Callable[..., Any]
 @pytest.fixture(scope="module")
 def prober() -> Iterator[Cell]:
     """Share one process among all tests that do not end it."""
-    with contextlib.closing(Cell(SERVANT, [HERE.parents[1]], GENEROUS)) as cell:
+    with contextlib.closing(Cell(HANDLER, [HERE.parents[1]], GENEROUS)) as cell:
         yield cell
 
 
@@ -50,7 +50,7 @@ def tried(prober: Cell) -> Tried:
 def short(seconds: float = 60, memory: int = 4 * 10**9) -> Iterator[Cell]:
     """Start a process that the test ends."""
     limits = Limits(seconds, memory, 1)
-    with contextlib.closing(Cell(SERVANT, [HERE.parents[1]], limits)) as cell:
+    with contextlib.closing(Cell(HANDLER, [HERE.parents[1]], limits)) as cell:
         yield cell
 
 
@@ -89,7 +89,7 @@ def test_given_files_can_be_read_but_not_written(tmp_path: Path) -> None:
     given, beside = tmp_path / "given", tmp_path / "beside"
     given.write_text("the file")
     beside.write_text("another")
-    with contextlib.closing(Cell(SERVANT, [HERE.parents[1], given], GENEROUS)) as cell:
+    with contextlib.closing(Cell(HANDLER, [HERE.parents[1], given], GENEROUS)) as cell:
         came = [
             cell.ask(do, "trying", path=str(path)).message["came"]
             for do, path in [("reads", given), ("reads", beside), ("writes", given)]
@@ -300,7 +300,7 @@ def test_too_many_requests_end_the_cell(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_an_error_names_only_our_classes_and_only_given_files() -> None:
-    cell = Cell(SERVANT, [], GENEROUS)
+    cell = Cell(HANDLER, [], GENEROUS)
     for kind in ("os", "partial", "OSError", "__builtins__", "", None, 5):
         said = cells.Received({"failed": {"kind": kind, "problem": "p", "path": "/etc/x"}}, [])
         with pytest.raises(cells._Told) as caught:
@@ -352,7 +352,7 @@ sys.path.insert(0, {str(HERE.parents[1])!r})
 from pathlib import Path
 from clipcheck.sandbox import cell
 from clipcheck.sandbox.limits import Limits
-own = cell.Cell({SERVANT!r}, [Path({str(HERE.parents[1])!r})], Limits(60, 4 * 10**9, 1))
+own = cell.Cell({HANDLER!r}, [Path({str(HERE.parents[1])!r})], Limits(60, 4 * 10**9, 1))
 home = own.ask("environment", "looking").message["home"]
 print(cell.zygote()._process.pid, own._life._pid, home, flush=True)
 own.ask("hangs", "hanging")

@@ -1,6 +1,6 @@
 """The handler of a sandbox process (cell) that runs programs on numpy's arrays, without torch.
 
-It is for programs whose weights nobody asks for; `clipcheck.backends.servants` has the others.
+It is for programs whose weights nobody asks for; `clipcheck.backends.handlers` has the others.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from clipcheck.sandbox.serving import Caller
 Answer = tuple[dict[str, Any], Sequence[Array]]
 
 
-class ArrayServant:
+class ArrayHandler:
     """Opens programs, and runs them."""
 
     def __init__(self, _: Caller) -> None:

@@ -32,7 +32,7 @@ from clipcheck.sandbox.wire import place_in
 Tensors = list[torch.Tensor]
 
 
-class ArchiveServant:
+class ArchiveHandler:
     """Loads an archive, and runs its methods."""
 
     def __init__(self, caller: Caller) -> None:
@@ -171,7 +171,7 @@ _AT_ONCE = 500
 """Operations in a message: their names take less than its most bytes."""
 
 
-class ProgramServant:
+class ProgramHandler:
     """Opens programs, and runs them."""
 
     def __init__(self, caller: Caller) -> None:
