@@ -12,7 +12,7 @@ from torch import nn
 
 from clipcheck.backends.reference import float64_device
 from clipcheck.families import eager
-from clipcheck.families.joints import LAST
+from clipcheck.families.connections import LAST
 
 NOT_TAKEN = (RuntimeError, TypeError, ValueError, IndexError, AssertionError)
 """Errors that torch raises where a module is given something that it does not take."""

@@ -1,7 +1,8 @@
 """Compare all modules of an archive as it runs, and the steps between them.
 
 A `Judge` compares every module on the input that the archive gives it. The walk also compares these
-inputs: each must follow from earlier outputs by the eager model's steps (`joints`). If the archive
+inputs: each must follow from earlier outputs by the eager model's steps (`connections`). If the
+    archive
 does not call a module by name, the eager module takes its place, so that no step is left out.
 
 Kept are the tensors of the running residual block and the one before, and the outputs of the
@@ -22,15 +23,15 @@ from clipcheck.backends.reference import exact_arithmetic
 from clipcheck.backends.runner import Shows
 from clipcheck.errors import RunError
 from clipcheck.families import eager
-from clipcheck.families.joints import (
+from clipcheck.families.connections import (
     IMAGE_FEATURES,
     LAST,
     PIXELS,
     TEXT_FEATURES,
     TOKENS,
+    Connection,
     End,
-    Joint,
-    joints,
+    connections,
 )
 from clipcheck.gates.localisation import FORWARD, Failure, Localisation, localise
 from clipcheck.gates.modules import Coverage, ModuleError, ratio, ratios
@@ -153,7 +154,7 @@ class _Walker:
         self._judge = Judge(self._twins, Tally(len(self._twins.blocks), advance))
         self._stops = stops
         self._covered: set[str] = set()
-        self._joints = {joint.target: joint for joint in joints(model)}
+        self._connections = {connection.target: connection for connection in connections(model)}
         # A copy: the archive shares the model's weights, and may change them.
         self._logit_scale = model.logit_scale.detach().clone()
         self._features: dict[End, torch.Tensor] = {}
@@ -229,8 +230,12 @@ class _Walker:
         """Compare two modules of which an archive or program shows what enters the first and leaves
         the second."""
         first, last = site.module, site.last
-        joint = self._joints.get(End(last, "in"))
-        if joint is None or not joint.passes or joint.sources[0] != End(first, "out"):
+        connection = self._connections.get(End(last, "in"))
+        if (
+            connection is None
+            or not connection.passes
+            or connection.sources[0] != End(first, "out")
+        ):
             return  # they do not follow each other: the eager ones take their place
         if entering:
             self._hold(End(first, "in"), tensors, site.method)
@@ -275,10 +280,15 @@ class _Walker:
             Whether the expected tensor could be computed.
         """
         self._held.enter(end)
-        joint = self._joints.get(end)
-        if joint is not None and joint.passes and joint.sources[0] in (PIXELS, TOKENS) and tensors:
-            self._follow(joint.sources[0], tensors[0])
-        compared = joint is not None and self._compare(joint, tensors, method)
+        connection = self._connections.get(end)
+        if (
+            connection is not None
+            and connection.passes
+            and connection.sources[0] in (PIXELS, TOKENS)
+            and tensors
+        ):
+            self._follow(connection.sources[0], tensors[0])
+        compared = connection is not None and self._compare(connection, tensors, method)
         self._held.keep(end, tensors)
         return compared
 
@@ -290,35 +300,35 @@ class _Walker:
             self._held.keep(given, [rows[order]])
             self._orders[IMAGE_FEATURES if given == PIXELS else TEXT_FEATURES] = order
 
-    def _compare(self, joint: Joint, tensors: Tensors, method: str) -> bool:
+    def _compare(self, connection: Connection, tensors: Tensors, method: str) -> bool:
         steps: list[_Step] = []
         try:
-            expected = self._computed(joint, steps)
+            expected = self._computed(connection, steps)
         except (_Unknown, *NOT_TAKEN):
             return False
-        name, part = _named(joint, steps)
+        name, part = _named(connection, steps)
         found = [
-            error_of(name, method, got, expected, self._block(joint), part)
+            error_of(name, method, got, expected, self._block(connection), part)
             for tensor in tensors
             if (got := _in_layout_of(tensor, expected.exact)) is not None
         ]
         if found:
             error = nearest(found)
-            if joint.target == TEXT_FEATURES and len(steps) == 1:
+            if connection.target == TEXT_FEATURES and len(steps) == 1:
                 error = self._pooled_elsewhere(error, tensors[0])
             self._judge.errors.append(error)
             self._covered.update(step.name for step in steps if not step.part)
         return bool(found)
 
-    def _computed(self, joint: Joint, steps: list[_Step]) -> Pair:
-        """Compute the joint's result, in the eager model's dtype and in float64."""
-        sources = [self._value(end, steps) for end in joint.sources]
-        if joint.by_rows:
-            sources = [_rows_first(pair, self._twins.rows(joint.name)) for pair in sources]
-        if not joint.passes:
-            steps.append(_Step(joint.name, joint.part))
-        own = joint.compute(*(source.own for source in sources))
-        return Pair(own, joint.compute(*(source.exact for source in sources)))
+    def _computed(self, connection: Connection, steps: list[_Step]) -> Pair:
+        """Compute the connection's result, in the eager model's dtype and in float64."""
+        sources = [self._value(end, steps) for end in connection.sources]
+        if connection.by_rows:
+            sources = [_rows_first(pair, self._twins.rows(connection.name)) for pair in sources]
+        if not connection.passes:
+            steps.append(_Step(connection.name, connection.part))
+        own = connection.compute(*(source.own for source in sources))
+        return Pair(own, connection.compute(*(source.exact for source in sources)))
 
     def _value(self, end: End, steps: list[_Step]) -> Pair:
         """Return the archive's tensor at this end, or compute the expected one if it has none."""
@@ -328,24 +338,24 @@ class _Walker:
             if not finite:
                 raise _Unknown
             return self._twins.pair(finite[0])
-        if end.side == "in" and end in self._joints:
-            return self._computed(self._joints[end], steps)
+        if end.side == "in" and end in self._connections:
+            return self._computed(self._connections[end], steps)
         if end.side == "out":
             given = self._value(End(end.name, "in"), steps)
             steps.append(_Step(end.name))
             return self._twins.run(end.name, given)
         raise _Unknown
 
-    def _block(self, joint: Joint) -> str:
-        """Return the residual block around a joint, or an empty string."""
-        name, side = joint.target
+    def _block(self, connection: Connection) -> str:
+        """Return the residual block around a connection, or an empty string."""
+        name, side = connection.target
         block = self._twins.blocks.get(name, "")
         return block or (name if side == "out" else "")
 
     def _pooled_elsewhere(self, error: ModuleError, got: torch.Tensor) -> ModuleError:
         """Name pooling as the part if the features of another position match: then it is not the
         projection that departs."""
-        (last,) = self._joints[TEXT_FEATURES].sources[:1]
+        (last,) = self._connections[TEXT_FEATURES].sources[:1]
         pair = _rows_first(self._value(last, []), len(self.tokens))
         everywhere = self._model.project(pair.exact)  # [M, L, E]
         apart = (everywhere - got[:, None].to(everywhere)).square().mean(dim=-1)
@@ -403,7 +413,8 @@ class _Walker:
             )
         with suppress(_Unknown, *NOT_TAKEN):
             image, text = (
-                self._computed(self._joints[end], []) for end in (IMAGE_FEATURES, TEXT_FEATURES)
+                self._computed(self._connections[end], [])
+                for end in (IMAGE_FEATURES, TEXT_FEATURES)
             )
             # An archive's last module may run over whole sequences, which give no logits.
             if image.own.dim() == text.own.dim() == 2:
@@ -411,7 +422,7 @@ class _Walker:
 
 
 class _Held:
-    """The tensors at the ends of joints, as long as they may be needed."""
+    """The tensors at the ends of connections, as long as they may be needed."""
 
     def __init__(self, blocks: Mapping[str, str]) -> None:
         self._blocks = blocks
@@ -454,11 +465,11 @@ class _Step(NamedTuple):
     part: str = ""
 
 
-def _named(joint: Joint, steps: Sequence[_Step]) -> tuple[str, str]:
+def _named(connection: Connection, steps: Sequence[_Step]) -> tuple[str, str]:
     """Return the module to look at first, and all steps that may be wrong. A module that the
     archive does not call comes before the steps around it."""
     if not steps:
-        return joint.name, joint.part
+        return connection.name, connection.part
     first = next((step for step in steps if not step.part), steps[0])
     others = [step.part or step.name for step in steps if step is not first]
     if not others:

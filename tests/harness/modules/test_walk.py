@@ -19,7 +19,7 @@ from clipcheck.backends import archives
 from clipcheck.backends.archives import Inside
 from clipcheck.checkpoints.architecture import Architecture, ViT
 from clipcheck.checkpoints.formats import open_checkpoint
-from clipcheck.families.joints import LAST
+from clipcheck.families.connections import LAST
 from clipcheck.gates.localisation import Localisation
 from clipcheck.gates.tolerances import LIMITS
 from clipcheck.harness.judging import inputs_of

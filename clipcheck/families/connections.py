@@ -1,8 +1,8 @@
-"""Joints between the modules of an eager model: sums, positions, pooling, projections.
+"""Connections between the modules of an eager model: sums, positions, pooling, projections.
 
-A joint computes the input of a module, or the output of a tower, from outputs of earlier modules.
-Most joints pass a tensor on unchanged; these are checked, too: a module that is skipped or runs
-twice shows there.
+A connection computes the input of a module, or the output of a tower, from outputs of earlier
+modules. Most connections pass a tensor on unchanged; these are checked, too: a module that is
+skipped or runs twice shows there.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from clipcheck.families import eager
 
 
 class End(NamedTuple):
-    """One end of a joint: the input or output of a module.
+    """One end of a connection: the input or output of a module.
 
     Of the model itself: its inputs ``pixels`` and ``tokens``, and its outputs ``image_features``
     and ``text_features``.
@@ -38,7 +38,7 @@ Compute = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
-class Joint:
+class Connection:
     """Computation of a tensor from others, between modules.
 
     Attributes:
@@ -66,8 +66,8 @@ class Joint:
         return self.compute not in (_same, _add)
 
 
-def joints(model: eager.CLIP) -> Iterator[Joint]:
-    """Yield the joints between the modules of a model."""
+def connections(model: eager.CLIP) -> Iterator[Connection]:
+    """Yield the connections between the modules of a model."""
     visual = model.visual
     if isinstance(visual, eager.VisionTransformer):
         yield from _vision_transformer(visual)
@@ -81,10 +81,10 @@ def joints(model: eager.CLIP) -> Iterator[Joint]:
             yield from _bottleneck(name, module)
 
 
-def _vision_transformer(visual: eager.VisionTransformer) -> Iterator[Joint]:
+def _vision_transformer(visual: eager.VisionTransformer) -> Iterator[Connection]:
     blocks = _blocks("visual.transformer.resblocks", visual.transformer.resblocks)
     yield _passed(PIXELS, "visual.conv1")
-    yield Joint(
+    yield Connection(
         End("visual.ln_pre", "in"),
         [End("visual.conv1", "out")],
         visual.embed,
@@ -92,19 +92,19 @@ def _vision_transformer(visual: eager.VisionTransformer) -> Iterator[Joint]:
         "class token and positions",
     )
     yield from _chain(["visual.ln_pre", *blocks])
-    yield Joint(
+    yield Connection(
         End("visual.ln_post", "in"),
         [End(blocks[-1], "out")],
         visual.pool,
         "visual.ln_post",
         "pooling before it",
     )
-    yield Joint(
+    yield Connection(
         IMAGE_FEATURES, [End("visual.ln_post", "out")], visual.project, "visual.proj", "projection"
     )
 
 
-def _resnet(visual: eager.ModifiedResNet) -> Iterator[Joint]:
+def _resnet(visual: eager.ModifiedResNet) -> Iterator[Connection]:
     layers = [f"{kind}{number}" for number in (1, 2, 3) for kind in ("conv", "bn", "relu")]
     stem = [f"visual.{name}" for name in (*layers, "avgpool")]
     stages = [
@@ -114,15 +114,15 @@ def _resnet(visual: eager.ModifiedResNet) -> Iterator[Joint]:
     ]
     yield _passed(PIXELS, stem[0])
     yield from _chain([*stem, *stages, "visual.attnpool"])
-    yield Joint(
+    yield Connection(
         IMAGE_FEATURES, [End("visual.attnpool", "out")], _same, "visual.attnpool", "what follows it"
     )
 
 
-def _text(model: eager.CLIP) -> Iterator[Joint]:
+def _text(model: eager.CLIP) -> Iterator[Connection]:
     blocks = _blocks("transformer.resblocks", model.transformer.resblocks)
     yield _passed(TOKENS, "token_embedding")
-    yield Joint(
+    yield Connection(
         End(blocks[0], "in"),
         [End("token_embedding", "out")],
         model.embed,
@@ -130,7 +130,7 @@ def _text(model: eager.CLIP) -> Iterator[Joint]:
         "positions",
     )
     yield from _chain([*blocks, "ln_final"])
-    yield Joint(
+    yield Connection(
         TEXT_FEATURES,
         [End("ln_final", "out"), TOKENS],
         lambda x, text: model.project(model.pool(x, text)),
@@ -139,7 +139,7 @@ def _text(model: eager.CLIP) -> Iterator[Joint]:
     )
 
 
-def _attention_block(name: str) -> Iterator[Joint]:
+def _attention_block(name: str) -> Iterator[Connection]:
     first, attention, second = (f"{name}.{part}" for part in ("ln_1", "attn", "ln_2"))
     layers = [f"{name}.mlp.{part}" for part in ("c_fc", "gelu", "c_proj")]
     yield _passed(End(name, "in"), first)
@@ -149,7 +149,7 @@ def _attention_block(name: str) -> Iterator[Joint]:
     yield _sum(End(name, "out"), [End(second, "in"), End(layers[-1], "out")], name, "mlp")
 
 
-def _bottleneck(name: str, block: eager.Bottleneck) -> Iterator[Joint]:
+def _bottleneck(name: str, block: eager.Bottleneck) -> Iterator[Connection]:
     parts = ["conv1", "bn1", "relu1", "conv2", "bn2", "relu2", "avgpool", "conv3", "bn3"]
     if isinstance(block.avgpool, nn.Identity):
         parts.remove("avgpool")
@@ -162,20 +162,22 @@ def _bottleneck(name: str, block: eager.Bottleneck) -> Iterator[Joint]:
         yield from _chain(layers)
         shortcut = End(layers[-1], "out")
     yield _sum(End(f"{name}.relu3", "in"), [End(f"{name}.bn3", "out"), shortcut], name, "bn3")
-    yield Joint(End(name, "out"), [End(f"{name}.relu3", "out")], _same, name, "what follows relu3")
+    yield Connection(
+        End(name, "out"), [End(f"{name}.relu3", "out")], _same, name, "what follows relu3"
+    )
 
 
-def _chain(names: Sequence[str]) -> Iterator[Joint]:
+def _chain(names: Sequence[str]) -> Iterator[Connection]:
     for before, after in itertools.pairwise(names):
         yield _passed(End(before, "out"), after)
 
 
-def _passed(source: End, name: str) -> Joint:
-    return Joint(End(name, "in"), [source], _same, name, "what it is given")
+def _passed(source: End, name: str) -> Connection:
+    return Connection(End(name, "in"), [source], _same, name, "what it is given")
 
 
-def _sum(target: End, sources: Sequence[End], name: str, behind: str) -> Joint:
-    return Joint(target, sources, _add, name, f"residual sum behind {behind}")
+def _sum(target: End, sources: Sequence[End], name: str, behind: str) -> Connection:
+    return Connection(target, sources, _add, name, f"residual sum behind {behind}")
 
 
 def _same(x: Tensor) -> Tensor:

@@ -7,7 +7,14 @@ import torch
 
 from clipcheck.checkpoints.architecture import Architecture
 from clipcheck.families import eager
-from clipcheck.families.joints import IMAGE_FEATURES, PIXELS, TEXT_FEATURES, TOKENS, End, joints
+from clipcheck.families.connections import (
+    IMAGE_FEATURES,
+    PIXELS,
+    TEXT_FEATURES,
+    TOKENS,
+    End,
+    connections,
+)
 from clipcheck.harness.modules.twins import Twins
 from clipcheck.writers.synthesize import synthesize
 from tests.models import small
@@ -21,12 +28,12 @@ def built(a: Architecture) -> eager.CLIP:
 
 
 @pytest.mark.parametrize("kind", ["vit", "resnet"])
-def test_modules_and_joints_alone_compute_what_the_model_does(kind: str) -> None:
+def test_modules_and_connections_alone_compute_what_the_model_does(kind: str) -> None:
     a = SMALL[kind]
     model = built(a)
     pixels = torch.randn(2, 3, a.image_resolution, a.image_resolution)
     tokens = torch.randint(1, a.vocab_size, (3, a.context_length))
-    made_of = {joint.target: joint for joint in joints(model)}
+    made_of = {connection.target: connection for connection in connections(model)}
 
     def value(end: End) -> torch.Tensor:
         if end in (PIXELS, TOKENS):
@@ -41,8 +48,8 @@ def test_modules_and_joints_alone_compute_what_the_model_does(kind: str) -> None
                 result: torch.Tensor = module(x, x, x, attn_mask=mask)[0].transpose(0, 1)
                 return result
             return module(given)
-        joint = made_of[end]
-        return joint.compute(*(value(source) for source in joint.sources))
+        connection = made_of[end]
+        return connection.compute(*(value(source) for source in connection.sources))
 
     with torch.inference_mode():
         image, text = value(IMAGE_FEATURES), value(TEXT_FEATURES)
@@ -52,16 +59,16 @@ def test_modules_and_joints_alone_compute_what_the_model_does(kind: str) -> None
 
 
 @pytest.mark.parametrize("kind", ["vit", "resnet"])
-def test_the_inputs_of_every_module_come_from_a_joint(kind: str) -> None:
+def test_the_inputs_of_every_module_come_from_a_connection(kind: str) -> None:
     model = built(SMALL[kind])
-    targets = [joint.target for joint in joints(model)]
+    targets = [connection.target for connection in connections(model)]
     assert len(set(targets)) == len(targets)
     modules = Twins(model, 1, 1, torch.device("cpu")).blocks
     assert {End(name, "in") for name in modules} <= set(targets)
 
 
 @pytest.mark.parametrize("kind", ["vit", "resnet"])
-def test_a_joint_is_named_after_something_that_the_model_has(kind: str) -> None:
+def test_a_connection_is_named_after_something_that_the_model_has(kind: str) -> None:
     model = built(SMALL[kind])
     known = {name for name, _ in model.named_modules()} | model.state_dict().keys()
-    assert {joint.name for joint in joints(model)} <= known
+    assert {connection.name for connection in connections(model)} <= known
