@@ -77,6 +77,12 @@ class InMemory(ModuleBackend):
         """Names of the features that had length 1 in every call, where they were finite."""
         return frozenset(self._seen - self._unnormalised)
 
+    def gives(self, method: str, *, itself: bool = False) -> tuple[str, ...]:
+        """Return the outputs of a method; a forward of its own only a model with a scale has."""
+        if method == "forward" and itself and not self._own_logits:
+            return ()
+        return super().gives(method, itself=itself)
+
     @property
     def mapping(self) -> tuple[str, ...]:
         """The origin of logits, if they are not the model's own."""
@@ -94,11 +100,13 @@ class Hooked:
 
     Args:
         model: of a torch module.
+        outputs: of the reference; what gives no other is not called.
     """
 
-    def __init__(self, model: DualEncoder) -> None:
+    def __init__(self, model: DualEncoder, outputs: Collection[str]) -> None:
         self._model = model
-        methods = [each for each in METHODS if ENCODERS.get(each) in model.outputs]
+        both = set(model.outputs).intersection(outputs)
+        methods = [each for each in METHODS if ENCODERS.get(each) in both]
         self.facts = Facts(scripted=True, used=dict.fromkeys(methods, frozenset()))
 
     def listen(

@@ -58,6 +58,19 @@ class Adapted:
     wrap: Callable[[nn.Module], DualEncoder] | None
     encoders: dict[str, object]
 
+    @property
+    def compiled(self) -> str:
+        """The first part that runs compiled, where hooks do not work; empty if none does."""
+        for name, part in [] if self.module is None else self.module.named_modules():
+            if isinstance(part, torch.jit.ScriptModule):
+                return f"the TorchScript module {name or self.name}"
+            if part._compiled_call_impl is not None or hasattr(part, "_orig_mod"):
+                return f"the compiled module {name}"
+            for method, call in vars(part).items():
+                if hasattr(call, "_torchdynamo_orig_callable"):
+                    return f"the compiled {f'{name}.{method}'.lstrip('.')}"
+        return ""
+
 
 def adapt(given: object, side: str) -> Adapted:
     """Return a model in memory as a dual encoder; it is neither copied nor changed.
@@ -102,10 +115,19 @@ def _named(call: Any) -> str:
 
 def _adapt_module(module: nn.Module, side: str) -> Adapted:
     name = f"{type(module).__module__}.{type(module).__qualname__}"
-    if any(each.training for each in module.modules()):
+    training = next((part for part, each in module.named_modules() if each.training), None)
+    if training is not None:
+        part = f"{training} of " if training else ""
         raise UsageError(
-            f"expected the {side} in evaluation mode, found {name} in training mode",
+            f"expected the {side} in evaluation mode, found {part}{name} in training mode",
             remedy="Call its method eval() first.",
+        )
+    if getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod"):
+        raise UsageError(
+            f"expected the {side} with compiled encoders, found {name}, of which torch.compile "
+            "compiled only forward",
+            remedy="Compile its towers, as in model.visual.compile(), or its methods, as in "
+            "model.encode_image = torch.compile(model.encode_image).",
         )
     if isinstance(module, DualEncoder):
         encoders = {method: getattr(module, method) for method in ENCODERS}

@@ -326,6 +326,9 @@ class _Comparison:
             return None, [f"{apart}, without a float64 copy of the reference"]
         if first.device != second.device:
             return None, [f"{apart}, on {first.device} and {second.device}"]
+        compiled = next(filter(None, (each.adapted.compiled for each in (first, second))), "")
+        if compiled:
+            return None, [f"{apart}: hooks do not work in {compiled}"]
         from clipcheck.backends.in_memory import Hooked
         from clipcheck.backends.reference import exact_arithmetic
         from clipcheck.harness.modules.judge import judge_hooked, twins_in_memory
@@ -337,7 +340,8 @@ class _Comparison:
             twins = twins_in_memory(first.model, reference.runs, batch, first.device)
             if twins.blocks.keys().isdisjoint(name for name, _ in theirs.named_modules()):
                 return None, [f"{apart}: none has the same name in both models"]
-            return judge_hooked(Hooked(second.model), twins, batch, first.device), []
+            hooked = Hooked(second.model, first.model.outputs)
+            return judge_hooked(hooked, twins, batch, first.device), []
 
     def _same(self) -> Iterator[str]:
         """Yield a doubt for each encoder that is the reference's own."""

@@ -83,8 +83,11 @@ def report(result: Result, *, rerun: Sequence[str] = (), advise: bool = True) ->
 
 
 def brief(result: Result) -> Text:
-    """Return only the table, the errors and the verdict."""
+    """Return only the table, the errors, what was assumed of models in memory, and the verdict."""
     why = _unjudged(result.judgements)
+    for judgement in result.judgements:
+        for each in judgement.mapping if judgement.in_memory else ():
+            why += _texts(wrapped(visible(each), rest=_INDENT))
     return Text("\n\n").join(_joined(block) for block in _end(result, [], why))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,14 @@ def test_modules_are_left_out_if_both_have_no_common_name(
     assert result, render(result)
     told = "modules: not judged one by one: none has the same name in both models"
     assert told in result.judgements[0].mapping
+
+
+def test_a_module_without_a_scale_gets_that_of_the_reference(encoder: Encoder) -> None:
+    other = copy.deepcopy(encoder)
+    del other.logit_scale
+    result = clipcheck.compare(encoder, other, examples=2)
+    assert result, render(result)
+    assert "logits: computed from both features by the reference" in str(result)
 
 
 class Lowering(Encoder):
@@ -225,11 +234,75 @@ def test_normalised_features_are_compared_with_normalised_ones(encoder: Encoder)
 
 
 def test_a_model_compared_with_itself_is_no_pass(model: nn.Module) -> None:
-    compiled = torch.compile(model)  # whose encoders are the model's own, and not compiled
-    for candidate in (model, compiled):
-        result = clipcheck.compare(model, candidate, examples=2, ignore="modules")
-        message = gate(result, "integrity").message
-        assert message.startswith("encode_image of the candidate is the reference's own")
+    result = clipcheck.compare(model, model, examples=2, ignore="modules")
+    message = gate(result, "integrity").message
+    assert message.startswith("encode_image of the candidate is the reference's own")
+
+
+def test_a_model_of_which_only_forward_is_compiled_is_refused(model: nn.Module) -> None:
+    in_place = copy.deepcopy(model)
+    in_place.compile()
+    for candidate in (torch.compile(copy.deepcopy(model)), in_place):
+        with pytest.raises(UsageError, match="compiled only forward"):
+            clipcheck.compare(model, candidate, examples=2)
+
+
+def _compiled_visual(model: nn.Module) -> nn.Module:
+    model.visual.compile(backend="eager")
+    return model
+
+
+def _compiled_method(model: Any) -> nn.Module:
+    model.encode_image = torch.compile(model.encode_image, backend="eager")
+    return model
+
+
+def _scripted_visual(model: nn.Module) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated
+        model.visual = torch.jit.script(model.visual)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("kind", "part"),
+    [
+        (_compiled_visual, "the compiled module visual"),
+        (_compiled_method, "the compiled encode_image"),
+        (_scripted_visual, "the TorchScript module visual"),
+    ],
+)
+def test_modules_in_compiled_parts_are_not_judged_one_by_one(kind: Any, part: str) -> None:
+    model = Encoder().eval()
+    candidate = kind(copy.deepcopy(model))
+    apart = "modules: not judged one by one"
+    reasons = {
+        (model, candidate): f"{apart}: hooks do not work in {part}",
+        (candidate, model): apart,
+    }
+    for sides, told in reasons.items():
+        result = clipcheck.compare(*sides, examples=2)
+        assert result, render(result)
+        assert told in " ".join(str(result).split())
+
+
+def test_the_reference_may_have_one_tower_of_the_candidates_two(encoder: Encoder) -> None:
+    class Texts(nn.Module):
+        encode_text = Encoder.encode_text
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.text_norm = encoder.embed, encoder.text_norm
+
+    class Both(Encoder):
+        def encode_image(self, image: torch.Tensor) -> torch.Tensor:
+            raise AssertionError("the reference has no image tower")
+
+    candidate = Both().eval()
+    candidate.load_state_dict(encoder.state_dict())
+    result = clipcheck.compare(Texts().eval(), candidate, prompts=IDS)
+    assert result, render(result)
+    assert gate(result, "modules").figures["coverage"]["judged"] == 2
 
 
 def test_a_checkpoint_is_compared_with_a_model_in_memory(
