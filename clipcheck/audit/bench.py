@@ -186,7 +186,7 @@ class Bench:
                 candidate = Choice(backend).backend.build(source)
             with candidate:
                 model = source.model if source.archive else setting.source.model
-                candidate.lacks = frozenset(OUTPUTS).difference(model.outputs)
+                candidate.lacks |= frozenset(OUTPUTS).difference(model.outputs)
                 found = judge_candidate(
                     setting.trial, candidate, source, self._limits, Stopwatch(), model=model
                 )

@@ -46,12 +46,15 @@ def load(name: str) -> type[Backend]:
             found: Any = importlib.import_module(module)
             for part in attribute.split("."):
                 found = getattr(found, part)
-    # A user's module may raise anything when it is imported.
-    except Exception as error:
+    # A user's module may raise anything when it is imported, and may exit.
+    except (Exception, SystemExit) as error:
+        missing = isinstance(error, ModuleNotFoundError) and error.name in _with_parents(module)
         raise UsageError(
             f"expected a backend as {FORM}, found {name!r}, which cannot be imported "
             f"({type(error).__name__}: {first_line(error)})",
-            remedy="Run the command in the folder of the module, or install it.",
+            remedy="Run the command in the folder of the module, or install it."
+            if missing
+            else f"Correct the name, or mend the module: python -c 'import {module}' must work.",
         ) from error
     if isinstance(found, type) and issubclass(found, Backend):
         return found
@@ -63,6 +66,11 @@ def load(name: str) -> type[Backend]:
             "module.",
         )
     return _made_by(found, name)
+
+
+def _with_parents(module: str) -> list[str]:
+    parts = module.split(".")
+    return [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
 
 
 def _made_by(factory: Callable[[str], object], written: str) -> type[Backend]:
@@ -80,7 +88,11 @@ def _made_by(factory: Callable[[str], object], written: str) -> type[Backend]:
 
             path = source.program or source.checkpoint.path
             with translating(written, "making the model"):
-                adapted = adapt(factory(os.fspath(path)), "candidate")
+                try:
+                    returned = factory(os.fspath(path))
+                except SystemExit as error:
+                    raise RuntimeError(f"it exits with {error.code}") from error
+                adapted = adapt(returned, "candidate")
             wanted = getattr(torch, source.dtype)
             made = InMemory(adapted, source.model, source.device, wanted)
             made.name = written

@@ -244,7 +244,7 @@ def build(choice: Choice, source: Source) -> Backend:
             made: Backend = Towers(parts, source.towers, source.logits)
         else:
             made = choice.backend.build(source)
-        made.lacks = frozenset(OUTPUTS).difference(source.model.outputs)
+        made.lacks |= frozenset(OUTPUTS).difference(source.model.outputs)
         return made
 
 

@@ -345,7 +345,7 @@ class PinnedJudge:
             if len(made) > 1:
                 files = [part.path for part in program.parts]
                 candidate = Towers(made, files, self._logits)
-        candidate.lacks = frozenset(OUTPUTS).difference(sizes.outputs)
+        candidate.lacks |= frozenset(OUTPUTS).difference(sizes.outputs)
         return candidate
 
     def _logits(self, images: Array, texts: Array) -> tuple[Array, Array]:

@@ -35,7 +35,7 @@ KEPT = "clip-report"
 
 _INDENT = "  "
 _LABEL = 21
-_KEEPS = "writes a report that shows what fails, and saves the failing input."
+_SHOWS = "writes a report that shows what fails"
 _ARCHITECTURE = ("--architecture", "ARCH")
 _NAMES = "a released name, open_clip:NAME, or a configuration file"
 _NEXT, _OR = "Next: ", "  or: "
@@ -147,7 +147,8 @@ def next_steps(judgement: Judgement, rerun: Sequence[str] = ()) -> list[str]:
     else:
         steps = []
     if rerun:
-        steps += _step(_OR if steps else _NEXT, rerun, _KEEPS)
+        saving = ", and saves the failing input" if judgement.replayable else ""
+        steps += _step(_OR if steps else _NEXT, rerun, f"{_SHOWS}{saving}.")
     return steps
 
 
@@ -501,7 +502,7 @@ def _block(judgement: Judgement, with_remedy: bool) -> Lines:
     if judgement.batches:
         lines += _indented(f"{batches.told(judgement.batches)}. {batches.REMEDY}")
     if judgement.absent:
-        what = "not judged" if judgement.in_memory else "not in this file"
+        what = "not in this file" if judgement.replayable else "not judged"
         lines += _indented(f"{what}: {', '.join(judgement.absent)}")
     lines += _indented(_circumstances(judgement))
     for gate in judgement.gates:

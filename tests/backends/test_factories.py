@@ -33,6 +33,12 @@ def wrong(path):
 def broken(path):
     raise OSError("no such engine")
 
+def exits(path):
+    raise SystemExit(3)
+
+def images_only(path):
+    return engine(path)[0], None
+
 class Mine(Eager):
     needs_reference = False
 
@@ -60,10 +66,22 @@ def test_a_factory_in_the_current_folder_is_judged(
     assert done.code == 1
     assert "smallest input that fails" in done.out
     assert "clipcheck replay" not in done.out
+    assert "writes a report that shows what fails." in done.out
     assert str(folder) not in sys.path
     done = run("check", minute_archive, "--backend", "user_engine:broken", "--examples", 4)
     assert done.code == 2
     assert "making the model failed (no such engine)" in " ".join(done.out.split())
+    done = run("check", minute_archive, "--backend", "user_engine:exits", "--examples", 4)
+    assert done.code == 2
+    assert "making the model failed (it exits with 3)" in " ".join(done.out.split())
+
+
+def test_a_factory_of_one_tower_is_judged_by_what_it_gives(
+    folder: Path, minute_archive: Path, run: Run
+) -> None:
+    done = run("check", minute_archive, "--backend", "user_engine:images_only", "--examples", 4)
+    assert done.code == 0, done.out + done.err
+    assert "not judged: text_features, logits_per_image, logits_per_text" in done.out
 
 
 def test_a_backend_class_is_used_as_it_is(folder: Path) -> None:
@@ -71,17 +89,30 @@ def test_a_backend_class_is_used_as_it_is(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("written", "told"),
+    ("written", "told", "remedy"),
     [
-        ("user_engine:nothing", "cannot be imported (AttributeError: module 'user_engine' has no"),
-        ("no_module:engine", "cannot be imported (ModuleNotFoundError: No module named"),
-        ("user_engine:number", "which is of type int"),
+        (
+            "user_engine:nothing",
+            "cannot be imported (AttributeError: module 'user_engine' has no",
+            "python -c 'import user_engine' must work",
+        ),
+        (
+            "needs_more:engine",
+            "cannot be imported (ModuleNotFoundError: No module named 'not_installed'",
+            "mend the module",
+        ),
+        ("no_module:engine", "cannot be imported (ModuleNotFoundError: No", "in the folder of"),
+        ("stops:engine", "cannot be imported (SystemExit: 4)", "mend the module"),
+        ("user_engine:number", "which is of type int", "Name a function of a path"),
     ],
 )
-def test_what_is_no_factory_is_refused(folder: Path, written: str, told: str) -> None:
+def test_what_is_no_factory_is_refused(folder: Path, written: str, told: str, remedy: str) -> None:
+    (folder / "needs_more.py").write_text("import not_installed", encoding="utf-8")
+    (folder / "stops.py").write_text("raise SystemExit(4)", encoding="utf-8")
     with pytest.raises(UsageError) as caught:
         parse(written)
     assert told in str(caught.value)
+    assert remedy in caught.value.remedy
 
 
 def test_a_file_cannot_name_code(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
