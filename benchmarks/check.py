@@ -34,7 +34,7 @@ import json, resource, sys, time
 import torch
 from clipcheck.backends.modules import ModuleBackend
 from clipcheck.harness.judging import inputs_of
-from clipcheck.harness.options import EXAMPLES
+from clipcheck.harness.declarations import EXAMPLES
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.models.loader import load_checkpoint_both
 from clipcheck.harness.search.inputs import Wanted, draw

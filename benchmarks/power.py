@@ -29,7 +29,8 @@ from clipcheck.backends.reference import Reference
 from clipcheck.gates.result import GateResult
 from clipcheck.gates.tolerances import LIMITS, Allclose
 from clipcheck.harness.judging import Stopwatch, Trial, inputs_of, judge_candidate
-from clipcheck.inputs.batches import EDGE_CASES, batches
+from clipcheck.inputs.batches import batches
+from clipcheck.inputs.counts import EDGE_CASES
 from clipcheck.writers.synthesize import architecture_named
 from clipcheck.writers.trained import KINDS
 

@@ -30,7 +30,7 @@ from clipcheck.gates.allclose import allclose
 from clipcheck.gates.top1 import top1
 from clipcheck.gates.fidelity import fidelity
 from clipcheck.gates.tolerances import LIMITS, Allclose
-from clipcheck.inputs.batches import EDGE_CASES
+from clipcheck.inputs.counts import EDGE_CASES
 from clipcheck.inputs.examples import Frontend, packed
 from clipcheck.harness.judging import Stopwatch, Trial, inputs_of
 from clipcheck.models.loader import load_checkpoint_both

@@ -29,8 +29,8 @@ from clipcheck.checkpoints.checkpoint import Checkpoint, Format
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.gates.result import GateResult
 from clipcheck.gates.tolerances import LIMITS, Allclose
+from clipcheck.harness.declarations import EXAMPLES
 from clipcheck.harness.judging import Stopwatch, Trial, inputs_of, judge_candidate
-from clipcheck.harness.options import EXAMPLES
 from clipcheck.harness.search.inputs import Wanted, draw
 from clipcheck.writers.convert import write
 from clipcheck.writers.synthesize import architecture_named

@@ -46,7 +46,7 @@ from clipcheck.checkpoints.library import (
 )
 from clipcheck.checkpoints.told import OPEN_CLIP, TRANSFORMERS, named
 from clipcheck.harness.options import CheckOptions
-from clipcheck.inputs.batches import EDGE_CASES
+from clipcheck.inputs.counts import EDGE_CASES
 from clipcheck.inputs.tokenizer import VOCABULARY_SIZE
 from clipcheck.sweep import worker
 from clipcheck.sweep.catalogue import Entry

@@ -76,13 +76,10 @@ def _epilog(text: str) -> list[str]:
 
 def pytest_options() -> str:
     """List the options that the pytest plugin adds."""
-    from clipcheck.plugin import hooks
+    from clipcheck.plugin.offered import FLAGS, OPTIONS
 
-    told = []
-    for name, (metavar, text) in hooks.OPTIONS.items():
-        more = "; repeatable" if name in hooks.REPEATABLE else ""
-        told.append(_definition(f"{name} {metavar}", f"{text}{more}"))
-    told += [_definition(name, text) for name, text in hooks.FLAGS.items()]
+    told = [_definition(f"{name} {value}", text) for name, (value, text) in OPTIONS.items()]
+    told += [_definition(name, text) for name, text in FLAGS.items()]
     return "\n\n".join(told)
 
 

@@ -45,7 +45,8 @@ from clipcheck.harness.judging import (
 from clipcheck.harness.localising import first_departures
 from clipcheck.harness.modules.walk import HEAD
 from clipcheck.harness.modules.whole import BETWEEN, MISSING, OUTSIDE, tower_in
-from clipcheck.inputs.batches import EDGE_CASES, batches, classic, population
+from clipcheck.inputs.batches import batches, classic, population
+from clipcheck.inputs.counts import EDGE_CASES
 from clipcheck.models.loader import load_eager
 from clipcheck.system import torchscript_support
 from clipcheck.writers.archive import Alter, write_archive

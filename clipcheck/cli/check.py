@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
-from clipcheck.cli import check_options, options
+from clipcheck.cli import options
 from clipcheck.cli.check_outputs import write_outputs
 from clipcheck.cli.output import collecting_output_errors, write
 from clipcheck.errors import OutputError
@@ -32,36 +33,43 @@ def check(
     checkpoints: options.Checkpoints,
     key: options.Key = None,
     reference: options.Reference = None,
-    pinned: check_options.Pinned = None,
+    pinned: options.Pinned = None,
     architecture: options.Architecture = None,
     map: options.Map = None,
-    require: check_options.Require = None,
+    require: options.Require = None,
     download_root: options.DownloadRoot = None,
-    backend: check_options.Backends = None,
+    backend: options.Backends = None,
     device: options.Devices = None,
     dtype: options.Dtypes = None,
     isolation: options.Isolation = None,
     cache: options.Cache = CheckOptions.cache,
-    jobs: check_options.Jobs = 1,
-    fail_fast: check_options.FailFast = CheckOptions.fail_fast,
+    jobs: Annotated[
+        int,
+        options.running(
+            min=1,
+            metavar="N",
+            help="Number of checkpoints to check at the same time; they share the cores.",
+        ),
+    ] = 1,
+    fail_fast: options.FailFast = CheckOptions.fail_fast,
     examples: options.Examples = CheckOptions.examples,
     images: options.Images = None,
     prompts: options.Prompts = None,
-    exhaustive: check_options.Exhaustive = CheckOptions.exhaustive,
+    exhaustive: options.Exhaustive = CheckOptions.exhaustive,
     seed: options.InputSeed = CheckOptions.seed,
     atol: options.Atol = CheckOptions.atol,
     rtol: options.Rtol = CheckOptions.rtol,
-    budget: check_options.Budget = None,
-    select: check_options.Select = None,
-    ignore: check_options.Ignore = None,
+    budget: options.Budget = None,
+    select: options.Select = None,
+    ignore: options.Ignore = None,
     json: options.Json = None,
-    junit: check_options.Junit = None,
-    report: check_options.Report = None,
-    keep_outputs: check_options.KeepOutputs = None,
-    quiet: check_options.Quiet = False,
+    junit: options.Junit = None,
+    report: options.Report = None,
+    keep_outputs: options.KeepOutputs = None,
+    quiet: options.Brief = False,
 ) -> None:
     """Compare checkpoints with their eager model and float64."""
-    given = check_options.given(ctx, locals())
+    given = options.given(ctx, locals())
     from clipcheck.cli import terminal
     from clipcheck.harness.checking import check_files
     from clipcheck.report import evidence, text

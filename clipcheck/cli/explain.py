@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from clipcheck.cli.check_options import gate_names
+from clipcheck.cli.options import gate_names
 from clipcheck.cli.output import print_line
 
 

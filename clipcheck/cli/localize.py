@@ -8,6 +8,8 @@ import typer
 
 from clipcheck.cli import options
 from clipcheck.cli.output import give
+from clipcheck.harness.declarations import OPTIONS
+from clipcheck.harness.options import CheckOptions
 
 
 def localize(
@@ -15,8 +17,8 @@ def localize(
     key: options.Key = None,
     reference: Annotated[
         str | None,
-        options.model(
-            metavar="CHECKPOINT",
+        options.option(
+            "reference",
             help="The model that the archive or program was made from. It has the weights of a "
             "program, tells the architecture of an archive of a library's model, and the weights "
             "that an archive should have.",
@@ -26,19 +28,18 @@ def localize(
     map: options.Map = None,
     backend: Annotated[
         str | None,
-        options.running(
-            metavar="B",
+        options.option(
+            "backend",
+            once=True,
             help="jit, onnxruntime or export; with a library's model also trace or script. "
-            "Default: by the file's format; jit for an archive.",
+            f"Default: {OPTIONS['backend'].unset}.",
         ),
     ] = None,
-    device: Annotated[
-        str | None, options.running(metavar="D", help="cpu, cuda, cuda:1 or mps.")
-    ] = None,
+    device: options.Device = None,
     dtype: Annotated[
-        options.DtypeName, options.running(help="The dtype to compute in.")
-    ] = "float32",
-    seed: options.InputSeed = 0,
+        options.DtypeName | None, options.option("dtype", once=True, unset="float32")
+    ] = None,
+    seed: options.InputSeed = CheckOptions.seed,
     json: options.Json = None,
     isolation: options.Isolation = None,
     download_root: options.DownloadRoot = None,

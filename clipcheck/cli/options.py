@@ -1,24 +1,55 @@
-"""Options that several commands share, with their help and group."""
+"""Options that several commands share. Those of a check take their help and group from their
+declaration, `clipcheck.harness.declarations`."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
+
+from clipcheck.harness.declarations import OPTIONS
 
 SynthesizedName = Literal["archive", "state-dict", "safetensors", "transformers", "open_clip"]
 ConvertedName = Literal[
     "archive", "state-dict", "safetensors", "transformers", "open_clip", "pt2", "onnx"
 ]
 IsolationName = Literal["process", "none"]
-DtypeName = Literal["float16", "bfloat16", "float32"]
+DtypeName = Literal["float32", "float16", "bfloat16"]
 
-# The groups of options in the help of a command. An option is named as its parameter.
-model = partial(typer.Option, rich_help_panel="Model")
+
+def option(name: str, *, unset: str | None = None, once: bool = False, **more: Any) -> Any:
+    """Return the option of a command for an option of a check. Its parameter has the same name.
+
+    Args:
+        unset: the default in words, if it is another one for this command.
+        once: whether it may be given only once, though a check takes several.
+        more: for ``typer.Option``.
+    """
+    declared = OPTIONS[name]
+    return typer.Option(
+        declared.flag,
+        **{
+            "help": declared.sentences(unset, again="" if once else "Repeatable."),
+            "metavar": declared.metavar or None,
+            "min": declared.least,
+            "rich_help_panel": declared.group,
+            **more,
+        },
+    )
+
+
+def gate_names() -> list[str]:
+    """Return the names of the gates, for completion in a shell."""
+    from clipcheck.gates.registry import NAMES
+
+    return list(NAMES)
+
+
+# Groups of options that only some commands have.
 running = partial(typer.Option, rich_help_panel="Running it")
-inputs = partial(typer.Option, rich_help_panel="Inputs and limits")
 output = partial(typer.Option, rich_help_panel="Output")
 
 Checkpoint = Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A path or released name.")]
@@ -26,96 +57,61 @@ Checkpoints = Annotated[
     list[str], typer.Argument(metavar="CHECKPOINT", help="Paths or released names.")
 ]
 
-Key = Annotated[
-    str | None,
-    model(
-        metavar="NAME",
-        help="Model to read from a training checkpoint that holds several, such as model_ema.",
-    ),
-]
-Reference = Annotated[
-    str | None,
-    model(
-        metavar="CHECKPOINT",
-        help="Take the weights for the eager model from this file, not from CHECKPOINT.",
-    ),
-]
-Map = Annotated[
-    list[str] | None,
-    model(
-        metavar="NAME=MEANING",
-        help="Meaning of an input or output of a program that its name and shape leave open, such "
-        "as image_embeds=image_features; repeatable.",
-    ),
-]
-Architecture = Annotated[
-    str | None,
-    model(
-        metavar="ARCH",
-        help="Architecture of weights that do not determine it: a released name, "
-        "open_clip:NAME, or the path of an open_clip_config.json or config.json.",
-    ),
-]
-DownloadRoot = Annotated[
-    Path | None,
-    model(
-        metavar="DIR",
-        help="Folder for released files. Default: $CLIPCHECK_CACHE, else ~/.cache/clip.",
-    ),
-]
+Key = Annotated[str | None, option("key")]
+Reference = Annotated[str | None, option("reference")]
+Pinned = Annotated[Path | None, option("pinned")]
+Architecture = Annotated[str | None, option("architecture")]
+Map = Annotated[list[str] | None, option("map")]
+DownloadRoot = Annotated[Path | None, option("download_root")]
 
-Devices = Annotated[
-    list[str] | None, running(metavar="D", help="cpu, cuda, cuda:1 or mps; repeatable.")
-]
-Dtypes = Annotated[
-    list[str] | None,
-    running(
-        metavar="T",
-        help="float32, float16 or bfloat16; repeatable. Default: float32, and on a GPU also the "
-        "checkpoint's own.",
-    ),
-]
-Cache = Annotated[
-    bool, running("--cache/--no-cache", help="Keep and reuse compiled and exported programs.")
-]
-Isolation = Annotated[
-    IsolationName | None,
-    running(
-        help="Run a file's own code in a sandbox process, or (none) in this one. Default: process, "
-        "except for released files, which are known by their hash."
-    ),
-]
+Backends = Annotated[list[str] | None, option("backend")]
+Device = Annotated[str | None, option("device", once=True)]
+Devices = Annotated[list[str] | None, option("device")]
+Dtypes = Annotated[list[str] | None, option("dtype")]
+Isolation = Annotated[IsolationName | None, option("isolation")]
+Cache = Annotated[bool, option("cache")]
+FailFast = Annotated[bool, option("fail_fast")]
 
-Examples = Annotated[
-    int,
-    inputs(
-        min=0,
-        metavar="N",
-        help="Images to compare: 18 edge cases, the rest drawn by Hypothesis. 0: the edge cases, "
-        "and your own of --images and --prompts.",
-    ),
+Examples = Annotated[int, option("examples")]
+Images = Annotated[Path | None, option("images")]
+Prompts = Annotated[Path | None, option("prompts")]
+Exhaustive = Annotated[bool, option("exhaustive")]
+InputSeed = Annotated[int, option("seed")]
+Atol = Annotated[float, option("atol")]
+Rtol = Annotated[float, option("rtol")]
+Budget = Annotated[str | None, option("budget")]
+
+Require = Annotated[list[str] | None, option("require")]
+Select = Annotated[list[str] | None, option("select", autocompletion=gate_names)]
+Ignore = Annotated[list[str] | None, option("ignore", autocompletion=gate_names)]
+
+KeepOutputs = Annotated[Path | None, option("keep_outputs")]
+Json = Annotated[
+    str | None,
+    output(metavar="FILE", help="Write JSON to FILE; with -, print only JSON on stdout."),
 ]
-Images = Annotated[
+Junit = Annotated[Path | None, output(metavar="FILE", help="Write JUnit XML.")]
+Report = Annotated[
     Path | None,
-    inputs(
-        metavar="DIR",
-        help="Also compare your own images: all in this folder and below, any number.",
-    ),
+    output(metavar="DIR", help="Write an HTML page, text, JSON and the failing inputs to DIR."),
 ]
-Prompts = Annotated[
-    Path | None,
-    inputs(metavar="FILE", help="Also compare your own prompts: a text file in UTF-8, one a line."),
+Quiet = Annotated[bool, output("--quiet", "-q", help="Print only the verdict.")]
+Brief = Annotated[
+    bool, output("--quiet", "-q", help="Print only the table, errors and the verdict.")
 ]
-InputSeed = Annotated[int, inputs(min=0, metavar="N", help="Seed of the images and prompts.")]
-Atol = Annotated[float, inputs(metavar="A", help="Absolute tolerance on probabilities.")]
-Rtol = Annotated[float, inputs(metavar="R", help="Relative tolerance on probabilities.")]
 
 # A string: a Path drops the slash at the end, which means a folder.
 Output = Annotated[str, typer.Option("--output", "-o", metavar="FILE", help="The file to write.")]
 FORMAT = typer.Option("--format", help="Format to write. Default: by the suffix of the output.")
 
-Json = Annotated[
-    str | None,
-    output(metavar="FILE", help="Write JSON to FILE; with -, print only JSON on stdout."),
-]
-Quiet = Annotated[bool, output("--quiet", "-q", help="Print only the verdict.")]
+
+def given(ctx: typer.Context, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a check that the user gave: those that are not defaults.
+
+    Args:
+        values: of all parameters of the command, and others.
+    """
+    found = {name: ctx.get_parameter_source(name) for name in OPTIONS if name in values}
+    return {
+        name: values[name] for name, source in found.items() if source and source.name != "DEFAULT"
+    }

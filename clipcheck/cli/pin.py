@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
 from clipcheck.cli import options
 from clipcheck.cli.output import print_line
+from clipcheck.harness.options import CheckOptions
 from clipcheck.system.figures import size
 
 EXAMPLES = """\
@@ -22,12 +22,9 @@ def pin(
     key: options.Key = None,
     architecture: options.Architecture = None,
     download_root: options.DownloadRoot = None,
-    device: Annotated[
-        str | None,
-        options.running(metavar="D", help="Default: the GPU if there is one."),
-    ] = None,
+    device: options.Device = None,
     isolation: options.Isolation = None,
-    seed: options.InputSeed = 0,
+    seed: options.InputSeed = CheckOptions.seed,
     quiet: options.Quiet = False,
 ) -> None:
     """Write a model's features for fixed inputs to a small file.

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from clipcheck.cli import check_options, options
+from clipcheck.cli import options
 from clipcheck.cli.check_outputs import write_outputs
 from clipcheck.cli.output import collecting_output_errors, tell, write
 from clipcheck.errors import OutputError
@@ -20,34 +20,22 @@ Examples:
   clipcheck rejudge kept --budget cosine=0.99,top1=0.9
   clipcheck rejudge kept --select budget --report clip-report"""
 
+_OF_THE_CHECK = "that of the check"
+
 
 def rejudge(
     folder: Annotated[
         Path, typer.Argument(metavar="DIR", help="A folder of `clipcheck check --keep-outputs`.")
     ],
-    atol: Annotated[
-        float | None,
-        options.inputs(
-            metavar="A", help="Absolute tolerance on probabilities. Default: the check's."
-        ),
-    ] = None,
-    rtol: Annotated[
-        float | None,
-        options.inputs(metavar="R", help="Relative tolerance on it. Default: the check's."),
-    ] = None,
-    budget: Annotated[
-        str | None,
-        options.inputs(
-            metavar="B",
-            help="Limits of a lossy program, as for `clipcheck check`. Default: the check's.",
-        ),
-    ] = None,
-    select: check_options.Select = None,
-    ignore: check_options.Ignore = None,
+    atol: Annotated[float | None, options.option("atol", unset=_OF_THE_CHECK)] = None,
+    rtol: Annotated[float | None, options.option("rtol", unset=_OF_THE_CHECK)] = None,
+    budget: Annotated[str | None, options.option("budget", unset=_OF_THE_CHECK)] = None,
+    select: options.Select = None,
+    ignore: options.Ignore = None,
     json: options.Json = None,
-    junit: check_options.Junit = None,
-    report: check_options.Report = None,
-    quiet: check_options.Quiet = False,
+    junit: options.Junit = None,
+    report: options.Report = None,
+    quiet: options.Brief = False,
 ) -> None:
     """Judge the outputs of a check again, by other limits.
 

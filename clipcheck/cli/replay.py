@@ -9,6 +9,7 @@ import typer
 
 from clipcheck.cli import options
 from clipcheck.cli.output import display
+from clipcheck.harness.declarations import OPTIONS
 
 
 def replay(
@@ -17,17 +18,19 @@ def replay(
     ],
     checkpoint: Annotated[
         str | None,
-        options.model(
-            metavar="CHECKPOINT", help="Checkpoint to run. Default: the one that failed."
+        typer.Option(
+            metavar="CHECKPOINT",
+            help="Checkpoint to run. Default: the one that failed.",
+            rich_help_panel=OPTIONS["key"].group,
         ),
     ] = None,
     key: options.Key = None,
     architecture: options.Architecture = None,
     device: Annotated[
-        str | None, options.running(metavar="D", help="Default: the device of the failure.")
+        str | None, options.option("device", once=True, unset="that of the failure")
     ] = None,
     dtype: Annotated[
-        options.DtypeName | None, options.running(help="Default: the dtype of the failure.")
+        options.DtypeName | None, options.option("dtype", once=True, unset="that of the failure")
     ] = None,
     isolation: options.Isolation = None,
     download_root: options.DownloadRoot = None,

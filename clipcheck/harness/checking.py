@@ -16,8 +16,10 @@ from clipcheck._version import __version__
 from clipcheck.backends.cells import prepare
 from clipcheck.checkpoints import registry
 from clipcheck.checkpoints.opening import size_of
+from clipcheck.harness.declarations import Device
 from clipcheck.harness.matrix import Judge
-from clipcheck.harness.options import CheckOptions, Device, Names, files_named
+from clipcheck.harness.named_files import Names, files_named
+from clipcheck.harness.options import CheckOptions
 from clipcheck.harness.pinned import PinnedJudge
 from clipcheck.results.judgement import Judgement, LeftOut, Result
 from clipcheck.results.kept import write_kept

@@ -19,7 +19,7 @@ from clipcheck.harness.checking import environment, new_run
 from clipcheck.harness.given import Given, Images, Prompts, given_rows
 from clipcheck.harness.judging import Run, Stopwatch, Trial, effort_for, judge
 from clipcheck.harness.mismatch import find_mismatch
-from clipcheck.harness.options import EXAMPLES, CheckOptions
+from clipcheck.harness.options import CheckOptions
 from clipcheck.harness.search.inputs import Drawn, Wanted, draw
 from clipcheck.harness.search.probe import Probe
 from clipcheck.harness.search.rows import worst_row
@@ -47,10 +47,10 @@ def compare(
     prompts: Prompts | None = None,
     architecture: str | os.PathLike[str] | None = None,
     assumed_error: float | None = None,
-    examples: int = EXAMPLES,
-    seed: int = 0,
-    atol: float = Allclose.atol,
-    rtol: float = Allclose.rtol,
+    examples: int = CheckOptions.examples,
+    seed: int = CheckOptions.seed,
+    atol: float = CheckOptions.atol,
+    rtol: float = CheckOptions.rtol,
     budget: str | None = None,
     select: str | Sequence[str] | None = None,
     ignore: str | Sequence[str] | None = None,

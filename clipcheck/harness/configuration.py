@@ -8,44 +8,29 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from clipcheck.errors import ClipcheckError, UsageError, nearest
+from clipcheck.harness.declarations import OPTIONS
 from clipcheck.harness.options import CheckOptions
 from clipcheck.results.configuration import Configuration
 
 FILE = "pyproject.toml"
 _TABLE = "[tool.clipcheck]"
 
-_TYPES: Mapping[str, tuple[str, Any]] = {
-    "int": ("a whole number", int),
-    "float": ("a number", float),
-    "bool": ("true or false", bool),
+_TYPES: Mapping[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a string",
+    str | list[str]: "a string or a list of strings",
 }
-"""By annotation of a field, the name of its type in messages, and the type. Others are strings,
-or also lists if the field takes a sequence."""
+"""The names of types in messages."""
 
-
-def _type_of(annotation: str) -> tuple[str, Any]:
-    several = ("a string or a list of strings", str | list[str])
-    return _TYPES.get(annotation, several if "Sequence" in annotation else ("a string", str))
-
-
-KEYS = {each.name.replace("_", "-"): _type_of(str(each.type)) for each in fields(CheckOptions)}
-"""The keys of the table, and the type of each value. They are the fields of `CheckOptions`."""
-
-_PATHS = (
-    "reference",
-    "architecture",
-    "images",
-    "prompts",
-    "keep-outputs",
-    "pinned",
-    "download-root",
-)
-"""Options that may be paths, relative to the folder of the file."""
+KEYS = {each.key: each for each in OPTIONS.values()}
+"""The keys of the table: all options of a check."""
 
 
 def read_configuration(start: Path) -> Configuration:
@@ -79,7 +64,7 @@ def options_of(configuration: Configuration, given: Mapping[str, Any]) -> CheckO
     """
     folder = Path(configuration.file).parent
     fields = {
-        _field(key): _from_folder(folder, value) if key in _PATHS else value
+        KEYS[key].name: _from_folder(folder, value) if KEYS[key].path else value
         for key, value in configuration.options.items()
     }
     return CheckOptions(**{**fields, **given})
@@ -87,12 +72,8 @@ def options_of(configuration: Configuration, given: Mapping[str, Any]) -> CheckO
 
 def without_overruled(configuration: Configuration, given: Mapping[str, Any]) -> Configuration:
     """Return the configuration without the options that the caller gave."""
-    options = {k: v for k, v in configuration.options.items() if _field(k) not in given}
+    options = {k: v for k, v in configuration.options.items() if KEYS[k].name not in given}
     return replace(configuration, options=options)
-
-
-def _field(key: str) -> str:
-    return key.replace("-", "_")
 
 
 def _from_folder(folder: Path, value: str) -> str:
@@ -143,7 +124,8 @@ def _require_option(path: Path, key: str, value: object) -> None:
     # Imported here because it imports numpy, which other commands do not need.
     from clipcheck.results.document import convert_to
 
-    words, kind = KEYS[key]
+    kind: Any = str | list[str] if KEYS[key].several else KEYS[key].kind
+    words = _TYPES[kind]
     try:
         convert_to(value, kind)
     except ValueError as error:

@@ -26,7 +26,8 @@ from clipcheck.gates.localisation import Localisation, Tower, tower_of
 from clipcheck.gates.tolerances import LIMITS
 from clipcheck.harness.judging import Stopwatch, inputs_of
 from clipcheck.harness.options import CheckOptions
-from clipcheck.inputs.batches import EDGE_CASES, Batch, Inputs, batches, for_modules
+from clipcheck.inputs.batches import Batch, Inputs, batches, for_modules
+from clipcheck.inputs.counts import EDGE_CASES
 from clipcheck.results.judgement import Conditions, Cost, Subject
 from clipcheck.system.progress import say_import, silent
 
@@ -78,8 +79,8 @@ def localize(
     reference: str | os.PathLike[str] | None = None,
     map: str | Sequence[str] | None = None,
     device: str | torch.device | None = None,
-    dtype: str = "float32",
-    seed: int = 0,
+    dtype: str | None = None,
+    seed: int = CheckOptions.seed,
     isolation: str | None = None,
     download_root: str | os.PathLike[str] | None = None,
     progress: Callable[[str], None] | None = None,
@@ -96,7 +97,7 @@ def localize(
             reference's, rounded at most, departs as well.
         map: as for `clipcheck.check`.
         device: default: the GPU if there is one.
-        dtype: to compute in.
+        dtype: to compute in. Default: float32.
         seed: of the inputs.
         isolation: as for `clipcheck.check`.
         download_root: folder for released files.
@@ -105,6 +106,7 @@ def localize(
     Raises:
         ClipcheckError: the checkpoint or the device cannot be used; the subclass tells why.
     """
+    dtype = dtype or "float32"
     options = CheckOptions(
         backend=backend,
         key=key,
@@ -215,7 +217,7 @@ def first_departures(
     watch: Stopwatch,
     *,
     shown: Shows | None = None,
-    seed: int = 0,
+    seed: int = CheckOptions.seed,
     suspect: Suspect | None = None,
     sizes: Rows = (None, None),
 ) -> Localisation:

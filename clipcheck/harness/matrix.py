@@ -45,6 +45,7 @@ from clipcheck.gates.registry import gate_named, gates_in
 from clipcheck.gates.result import LOGITS, OUTPUTS, GateResult
 from clipcheck.gates.tolerances import LIMITS
 from clipcheck.gates.weights import weights as weights_gate
+from clipcheck.harness.declarations import DYNAMIC_BATCH, Device
 from clipcheck.harness.explaining import find_alternative
 from clipcheck.harness.judging import (
     Stopwatch,
@@ -59,7 +60,7 @@ from clipcheck.harness.judging import (
 from clipcheck.harness.layers import costly_layers
 from clipcheck.harness.localising import Suspect, first_departures
 from clipcheck.harness.mismatch import find_mismatch
-from clipcheck.harness.options import DYNAMIC_BATCH, CheckOptions, Device
+from clipcheck.harness.options import CheckOptions
 from clipcheck.harness.own import EagerFeatures, Own
 from clipcheck.harness.search.inputs import Drawn, Wanted, draw
 from clipcheck.harness.search.probe import Probe

@@ -8,114 +8,33 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from clipcheck.errors import UsageError, nearest
-from clipcheck.gates.registry import gates_named
 from clipcheck.gates.tolerances import LIMITS, Allclose, Budget
+from clipcheck.harness.declarations import EXAMPLES, OPTIONS, REQUIRED, Declarations, Device
+from clipcheck.harness.declared import Value, documented
+from clipcheck.harness.named_files import file_named
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import torch
 
     from clipcheck.backends.cells import Isolation
     from clipcheck.backends.registry import Choice
     from clipcheck.inputs.own import OwnData
 
-DYNAMIC_BATCH = "dynamic-batch"
-"""That a program runs any number of images and texts."""
-
-_NOT_BESIDE_A_PIN = ("reference", "examples", "images", "prompts", "exhaustive", "seed")
-
-REQUIRED = (DYNAMIC_BATCH,)
-
-EXAMPLES = 30
-"""Default number of images: the edge cases, and two batches that Hypothesis draws."""
-
-Names: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
-Device: TypeAlias = "str | torch.device | None"
-
 _DTYPES = {"half": "float16", "bf16": "bfloat16", "float": "float32"}
 """Other names of dtypes, for the remedy."""
 
-_NOT_NAMES = (str, bytes, os.PathLike, Mapping)
-"""Iterable types that are no list of names, such as a state dict."""
-
 
 @dataclass(frozen=True, kw_only=True)
-class CheckOptions:
+class CheckOptions(Declarations):
     """How checkpoints are checked.
-
-    Attributes:
-        backend: one or several backends, as ``NAME`` or ``NAME:OPTION=VALUE,...``
-            (`clipcheck.backends.names.BACKENDS`); ``all`` for each that fits. Default: by the
-            file's format, ``jit`` for an archive.
-        key: model to read from a training checkpoint that holds several, such as ``model_ema``;
-            parts are joined by dots, as ``state_dict.teacher``.
-        reference: checkpoint whose eager model is the reference. Default: the checkpoint itself.
-        pinned: file that `clipcheck pin` wrote, in place of the reference; its inputs are used.
-        architecture: of the checkpoints: a released name, ``open_clip:NAME``, or the path of an
-            ``open_clip_config.json`` or a ``config.json``. Weights alone do not determine
-            activation, heads and epsilon, and are not judged without it.
-        map: what inputs and outputs of a program are that do not tell it themselves, one or
-            several, as ``NAME=MEANING``: pixels, tokens, mask, positions, or an output.
-        require: what a file has to do beside: ``dynamic-batch``, to run any number of rows.
-        device: one or several. Default: the GPU if there is one.
-        dtype: one or several of float32, float16 and bfloat16. Default: float32, and on a GPU also
-            the checkpoint's own.
-        examples: number of images. The first `clipcheck.inputs.batches.EDGE_CASES` are edge cases,
-            Hypothesis draws the rest, and prompts (`clipcheck.inputs.strategies`). 0, only with
-            ``images`` or ``prompts``, for the edge cases and these.
-        images: folder of the user's own images, which run in addition: all files in it and below.
-        prompts: text file in UTF-8 with a prompt of the user on each line, which run in addition.
-        exhaustive: also run every token id, every length, and every position of an image.
-        seed: of the images and prompts.
-        atol: absolute tolerance of the gate ``allclose``, on probabilities.
-        rtol: its relative tolerance.
-        budget: limits of a candidate that is lossy on purpose, such as an int8 program: ``fp16``,
-            ``bf16``, ``int8``, ``int4``, or limits such as ``cosine=0.99,top1=0.95``, see
-            `clipcheck.gates.tolerances.Budget`. Default: none.
-        select: gates to run, one or several. Default: all.
-        ignore: gates to leave out, one or several; the verdict names them.
-        keep_outputs: folder for the outputs that were compared, for `clipcheck rejudge`: a new one,
-            or one of an earlier check. Default: none.
-        fail_fast: whether to stop after the first checkpoint that does not pass.
-        cache: whether to keep and reuse compiled and exported programs.
-        isolation: ``process`` runs the code of a file (an archive, a program) in a sandbox process;
-            ``none`` runs it in this one, for trusted files. Default: ``process``, except for
-            released files, which are known by their hash.
-        download_root: folder for released files.
 
     Raises:
         UsageError: an option is invalid; the message names it.
         UnknownModelError: there is no such architecture.
     """
-
-    backend: str | Sequence[str] | None = None
-    key: str | None = None
-    reference: str | os.PathLike[str] | None = None
-    pinned: str | os.PathLike[str] | None = None
-    architecture: str | os.PathLike[str] | None = None
-    map: str | Sequence[str] | None = None
-    require: str | Sequence[str] | None = None
-    device: Device | Sequence[str | torch.device] = None
-    dtype: str | Sequence[str] | None = None
-    examples: int = EXAMPLES
-    images: str | os.PathLike[str] | None = None
-    prompts: str | os.PathLike[str] | None = None
-    exhaustive: bool = False
-    seed: int = 0
-    atol: float = Allclose.atol
-    rtol: float = Allclose.rtol
-    budget: str | None = None
-    select: str | Sequence[str] | None = None
-    ignore: str | Sequence[str] | None = None
-    keep_outputs: str | os.PathLike[str] | None = None
-    fail_fast: bool = False
-    cache: bool = True
-    isolation: str | None = None
-    download_root: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
         """Validate the options."""
@@ -151,6 +70,12 @@ class CheckOptions:
         _ = self.allowed_loss
         if self.images is not None or self.prompts is not None:
             _ = self.own
+
+    @property
+    def asked(self) -> dict[str, Value]:
+        """The options that are not defaults, as plain values by name."""
+        found = {each.name: (each, getattr(self, each.name)) for each in OPTIONS.values()}
+        return {name: each.plain(v) for name, (each, v) in found.items() if v != each.default}
 
     @property
     def backends(self) -> tuple[str, ...]:
@@ -209,6 +134,8 @@ class CheckOptions:
     @property
     def gates(self) -> tuple[str, ...]:
         """Names of the gates that judge, in their order."""
+        from clipcheck.gates.registry import gates_named  # which the declarations do not need
+
         return gates_named(_several(self.select), _several(self.ignore))
 
     @property
@@ -260,39 +187,7 @@ class CheckOptions:
         return named(os.fspath(self.architecture)).argument
 
 
-def files_named(checkpoints: object) -> list[str]:
-    """Return the names of the checkpoints.
-
-    Raises:
-        UsageError: an object is no name but, for example, a model, or there is none.
-    """
-    # A module may be iterable, and an archive's then raises NotImplementedError.
-    one = isinstance(checkpoints, _NOT_NAMES) or hasattr(checkpoints, "state_dict")
-    if not isinstance(checkpoints, Iterable) or one:
-        return [file_named(checkpoints, "a checkpoint")]
-    names = [file_named(each, "a checkpoint") for each in checkpoints]
-    if not names:
-        raise UsageError("expected a checkpoint, found none", remedy="Name a checkpoint.")
-    return names
-
-
-def file_named(name: object, what: str) -> str:
-    """Return a path or a released name as text.
-
-    Raises:
-        UsageError: the object is no name but, for example, a model.
-    """
-    if isinstance(name, str | os.PathLike):
-        path = os.fspath(name)
-        if isinstance(path, str):
-            return path
-    kind = f"{type(name).__module__}.{type(name).__qualname__}".removeprefix("builtins.")
-    raise UsageError(
-        f"expected the path or the released name of {what}, found an object of type {kind}",
-        remedy="clipcheck judges files. Save it and give its path: torch.jit.save(archive, PATH) "
-        "for TorchScript, torch.save(model.state_dict(), PATH) for weights alone, which also need "
-        "a backend.",
-    )
+CheckOptions.__doc__ = documented(CheckOptions, OPTIONS.values())
 
 
 def _path(option: str, value: object) -> str | None:
@@ -331,15 +226,17 @@ def _require_numbers(options: CheckOptions) -> None:
         )
     if not _is_whole(options.seed) or options.seed < 0:
         raise UsageError(
-            f"expected a seed of at least 0, found {options.seed!r}", remedy="Leave it out for 0."
+            f"expected a seed of at least 0, found {options.seed!r}",
+            remedy=f"Leave it out for {OPTIONS['seed'].default}.",
         )
-    for name, value in (("atol", options.atol), ("rtol", options.rtol)):
+    for name in (each.name for each in OPTIONS.values() if each.kind is float):
+        value = getattr(options, name)
         # This form of the comparison also refuses NaN.
         number = _is_whole(value) or isinstance(value, float)
         if not number or not 0 <= value < float("inf"):
             raise UsageError(
                 f"expected {name} to be a number of at least 0, found {value!r}",
-                remedy=f"The classic value is {getattr(Allclose, name)}.",
+                remedy=f"The classic value is {OPTIONS[name].default}.",
             )
 
 
@@ -348,9 +245,8 @@ def _require_inputs_of_pin(options: CheckOptions) -> None:
     if options.pinned is None:
         return
     file_named(options.pinned, "a pin")
-    for name in _NOT_BESIDE_A_PIN:
-        default = getattr(CheckOptions, name)
-        if getattr(options, name) != default:
+    for name in ("reference", "examples", "images", "prompts", "exhaustive", "seed"):
+        if getattr(options, name) != OPTIONS[name].default:
             raise UsageError(
                 f"expected no --{name} beside --pinned: a pin has its own inputs and reference",
                 remedy=f"Leave out --{name}, or --pinned.",
@@ -358,7 +254,7 @@ def _require_inputs_of_pin(options: CheckOptions) -> None:
 
 
 def _require_switches(options: CheckOptions) -> None:
-    for name in ("exhaustive", "fail_fast", "cache"):
+    for name in (each.name for each in OPTIONS.values() if each.kind is bool):
         value = getattr(options, name)
         # The text "no" would count as true.
         if not isinstance(value, bool):

@@ -19,7 +19,8 @@ from clipcheck.harness.checking import (
     size_of_named,
     stopped_after,
 )
-from clipcheck.harness.options import CheckOptions, Names, files_named
+from clipcheck.harness.named_files import Names, files_named
+from clipcheck.harness.options import CheckOptions
 from clipcheck.results.judgement import Judgement, Result
 from clipcheck.system import memory
 from clipcheck.system.processes import Outcome, Processes

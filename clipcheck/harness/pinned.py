@@ -41,6 +41,7 @@ from clipcheck.gates.measured import measured
 from clipcheck.gates.registry import gates_in
 from clipcheck.gates.result import LOGITS, OUTPUTS
 from clipcheck.gates.tolerances import LIMITS, Budget
+from clipcheck.harness.declarations import DYNAMIC_BATCH, Device
 from clipcheck.harness.judging import (
     Stopwatch,
     Trial,
@@ -52,7 +53,7 @@ from clipcheck.harness.judging import (
 )
 from clipcheck.harness.matrix import Draft, describe, peak_memory
 from clipcheck.harness.mismatch import find_mismatch
-from clipcheck.harness.options import DYNAMIC_BATCH, CheckOptions, Device
+from clipcheck.harness.options import CheckOptions
 from clipcheck.inputs.batches import Batch
 from clipcheck.inputs.dealing import BRIEF, deal
 from clipcheck.inputs.fixed import SAMPLE

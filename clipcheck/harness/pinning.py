@@ -25,6 +25,7 @@ from clipcheck.harness.checking import environment
 from clipcheck.harness.converting import require_convertible
 from clipcheck.harness.judging import inputs_of
 from clipcheck.harness.matrix import describe
+from clipcheck.harness.options import CheckOptions
 from clipcheck.inputs.batches import Batch
 from clipcheck.inputs.digest import digest
 from clipcheck.inputs.fixed import BESIDE, SIZES, draw_prompts, edge_cases, sample
@@ -50,7 +51,7 @@ def make_pin(
     key: str | None = None,
     architecture: str | None = None,
     device: str | None = None,
-    seed: int = 0,
+    seed: int = CheckOptions.seed,
     isolation: Isolation | None = None,
     download_root: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,

@@ -19,8 +19,8 @@ from clipcheck.families.registry import dimensions_of, sizes_of
 from clipcheck.gates.distance import Ruler
 from clipcheck.gates.result import Case
 from clipcheck.gates.tolerances import LIMITS
+from clipcheck.harness.declarations import Device
 from clipcheck.harness.judging import Stopwatch, Trial, inputs_of
-from clipcheck.harness.options import Device
 from clipcheck.harness.search.probe import Probe, worst
 from clipcheck.harness.search.saved import Saved, read
 from clipcheck.inputs.batches import MOST_ROWS, Inputs, batches

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from clipcheck.inputs.counts import SIZES
 from clipcheck.inputs.preprocess import transform
 from clipcheck.inputs.rules import (
     CLIP_IMAGES,
@@ -29,13 +30,6 @@ from clipcheck.inputs.subjects import CAPTIONS, SUBJECTS, caption, colours_of
 
 MOST_ROWS = 8
 """Most rows in one batch: enough to be fast, few enough for the memory of a large model."""
-
-SIZES = ((2, 1), (1, 2), (5, 4), (7, 8), (3, 3))
-"""Images and prompts of the first batches: from one to eight; more images than prompts, fewer, and
-as many. Different sizes, because some programs are wrong at a single size."""
-
-EDGE_CASES = sum(images for images, _ in SIZES)
-"""Number of images among the edge cases."""
 
 _SUBJECTS = ("a dog", "two red apples", "the city at night", "a diagram", "rain on glass", "x")
 _TEMPLATES = ("a photo of {}.", "{}", "a blurry drawing of {}, seen from above", "NOT {}!")

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from clipcheck.inputs.batches import EDGE_CASES, MOST_ROWS, Batch, Inputs, batches, length_of
+from clipcheck.inputs.batches import MOST_ROWS, Batch, Inputs, batches, length_of
+from clipcheck.inputs.counts import EDGE_CASES
 from clipcheck.inputs.rules import ImageRules
 from clipcheck.inputs.subjects import (
     CAPTIONS,

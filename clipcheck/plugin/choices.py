@@ -15,12 +15,12 @@ from clipcheck.checkpoints.registry import available_models
 from clipcheck.errors import ClipcheckError, OutputError, UnknownModelError, UsageError
 from clipcheck.gates.registry import gates_in
 from clipcheck.harness.configuration import options_of, read_configuration, without_overruled
+from clipcheck.harness.declarations import OPTIONS
+from clipcheck.harness.declared import Declared
 from clipcheck.harness.options import CheckOptions
+from clipcheck.plugin.offered import OF_A_CHECK, SEEDED_MODELS
 from clipcheck.plugin.subjects import SEEDED, size
 from clipcheck.results.configuration import Configuration
-
-SEEDED_MODELS = ("tiny-vit", "tiny-resnet", "ViT-B/32")
-"""Architectures of ``--clip-seeded`` without ``--clip-model``; they take a minute."""
 
 NO_MODEL = "no-model"
 """Part of a test's id, in place of the checkpoint, if none is given."""
@@ -246,31 +246,32 @@ def _require_not_blank(option: str, written: str) -> str:
 
 def _given_options(option: Callable[[str], Any], folder: Path) -> dict[str, Any]:
     """Read the options of a check that were given to pytest."""
-    reads: Mapping[str, Callable[[str, Any], Any]] = {
-        "backend": lambda _, names: names,
-        "device": lambda _, names: names,
-        "dtype": lambda _, names: names,
-        "map": lambda _, names: names,
-        "atol": _number,
-        "rtol": _number,
-        "budget": _require_not_blank,
-        # First, because no examples are possible with these alone.
-        "images": lambda option, name: str(folder / _require_not_blank(option, name)),
-        "prompts": lambda option, name: str(folder / _require_not_blank(option, name)),
-        "examples": _integer,
-        "seed": _integer,
-        "isolation": _require_not_blank,
-        "key": _require_not_blank,
-        # Relative to the folder, as all paths.
-        "architecture": lambda _, name: str(folder / name) if (folder / name).is_file() else name,
-    }
+    # Own data first, because no examples are possible with these alone.
+    own = ("images", "prompts")
     given: dict[str, Any] = {}
-    for name, read in reads.items():
-        text = option(f"--clip-{name}")
+    for name in (*own, *(name for name in OPTIONS if name not in own)):
+        text = option(f"--clip-{name}") if name in OF_A_CHECK else None
         if text is not None:
-            own = {each: given[each] for each in given if each in ("images", "prompts")}
-            given[name] = _validated(name, read(f"--clip-{name}", text), own)
+            needed = {each: given[each] for each in own if each in given}
+            given[name] = _validated(name, _read(OPTIONS[name], text, folder), needed)
     return given
+
+
+def _read(declared: Declared, text: Any, folder: Path) -> Any:
+    """Return the value of an option that pytest read as text, or as a list of texts.
+
+    Raises:
+        UsageError: it is blank, or no number.
+    """
+    option = f"--clip-{declared.key}"
+    if declared.several:
+        return text
+    if declared.kind is not str:
+        return _number(option, text, int if declared.kind is int else float)
+    path = folder / _require_not_blank(option, text)
+    # What may be a name as well is a path only if the file exists.
+    named = declared.name == "architecture" and not path.is_file()
+    return str(path) if declared.path and not named else text
 
 
 def _validated(field: str, value: Any, own: Mapping[str, Any]) -> Any:
@@ -313,19 +314,11 @@ def _without_repeats(chosen: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(chosen))
 
 
-def _number(option: str, written: str) -> float:
+def _number(option: str, written: str, kind: type[float]) -> float:
     try:
-        return float(written)
+        return kind(written)
     except ValueError:
+        what = "a whole number" if kind is int else "a number"
         raise UsageError(
-            f"{option}: expected a number, found {written!r}", remedy=_LEAVE_OUT
-        ) from None
-
-
-def _integer(option: str, written: str) -> int:
-    try:
-        return int(written)
-    except ValueError:
-        raise UsageError(
-            f"{option}: expected a whole number, found {written!r}", remedy=_LEAVE_OUT
+            f"{option}: expected {what}, found {written!r}", remedy=_LEAVE_OUT
         ) from None

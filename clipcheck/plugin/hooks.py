@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from clipcheck.plugin.offered import FLAGS, OPTIONS, REPEATABLE
+
 if TYPE_CHECKING:
     from clipcheck.backends.base import Backend
     from clipcheck.plugin.choices import Choices
@@ -31,67 +33,6 @@ _AUTO = "PYTEST_XDIST_AUTO_NUM_WORKERS"
 
 _SUITE_FILE = Path(__file__).parents[1] / "suite.py"
 
-OPTIONS = {
-    "--clip-model": (
-        "M",
-        "a path, a released name (downloaded if necessary), 'all' for the nine released ones, or "
-        "'seeded:' and an architecture, such as seeded:ViT-B/32",
-    ),
-    "--clip-architecture": (
-        "ARCH",
-        "architecture of weights that do not determine it: a released name, open_clip:NAME, or "
-        "the path of an open_clip_config.json or a config.json",
-    ),
-    "--clip-device": (
-        "D",
-        "cpu, cuda, cuda:1, mps (default: cpu). 'cuda' gives each worker a GPU of its own",
-    ),
-    "--clip-backend": (
-        "B",
-        "backend to compare with the eager model, as `clipcheck backends` lists it (default: jit)",
-    ),
-    "--clip-dtype": (
-        "T",
-        "float32, float16, bfloat16 (default: float32, and on a GPU also float16)",
-    ),
-    "--clip-atol": ("A", "absolute tolerance on probabilities (default: 0.01)"),
-    "--clip-rtol": ("R", "relative tolerance on probabilities (default: 0.1)"),
-    "--clip-budget": (
-        "B",
-        "limits of a lossy program: fp16, bf16, int8, int4, or such as cosine=0.99,top1=0.95",
-    ),
-    "--clip-map": (
-        "NAME=MEANING",
-        "meaning of a program's input or output, such as x=pixels",
-    ),
-    "--clip-examples": ("N", "number of images and prompts (default: as `clipcheck check`)"),
-    "--clip-images": (
-        "DIR",
-        "also compare your own images: all in this folder and below, any number",
-    ),
-    "--clip-prompts": ("FILE", "also compare your own prompts: a text file in UTF-8, one a line"),
-    "--clip-seed": ("S", "seed of the images and prompts (default: 0)"),
-    "--clip-isolation": (
-        "I",
-        "process or none: run a file's own code in a sandbox process, or in this one (default: "
-        "process, except for released files)",
-    ),
-    "--clip-key": (
-        "NAME",
-        "model to read from a training checkpoint that holds several, such as model_ema",
-    ),
-    "--clip-report": ("DIR", "write results.json, report.txt and the failing inputs to DIR"),
-}
-"""Placeholder of the value and help of each option."""
-
-FLAGS = {
-    "--clip-seeded": "judge seeded weights (not trained) of each architecture that --clip-model "
-    "names (default: tiny-vit, tiny-resnet and ViT-B/32)",
-}
-"""Help of each option without a value."""
-
-REPEATABLE = ("--clip-model", "--clip-device", "--clip-backend", "--clip-dtype", "--clip-map")
-
 _CHOICES = pytest.StashKey["Choices"]()
 _RUN = pytest.StashKey["Run"]()
 _NEEDS: pytest.StashKey[Needs] = pytest.StashKey()
@@ -105,7 +46,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     for name, (metavar, text) in OPTIONS.items():
         # No type here: `Choices` parses the text, and reports an error in one line.
         if name in REPEATABLE:
-            group.addoption(name, action="append", metavar=metavar, help=f"{text}; repeatable")
+            group.addoption(name, action="append", metavar=metavar, help=text)
         else:
             group.addoption(name, metavar=metavar, help=text)
     for name, text in FLAGS.items():

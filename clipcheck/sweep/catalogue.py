@@ -58,6 +58,7 @@ from clipcheck.errors import (
     nearest,
 )
 from clipcheck.gates.tolerances import LIMITS
+from clipcheck.harness.declarations import OPTIONS
 from clipcheck.harness.options import CheckOptions
 from clipcheck.sweep.jobs import DEFAULT, Source
 from clipcheck.system.sizes import bytes_in
@@ -69,17 +70,7 @@ MOST_BYTES = 16 << 20
 """Size limit of a catalogue: thousands of entries take less."""
 
 _WHERE = ("path", "url", "name")
-_HOW = (
-    "backend",
-    "device",
-    "dtype",
-    "key",
-    "reference",
-    "architecture",
-    "map",
-    "images",
-    "prompts",
-)
+_HOW = tuple(each.key for each in OPTIONS.values() if each.of_checkpoint)
 _KEYS = (*_WHERE, *_HOW, "sha256", "size")
 
 _DEVICE = re.compile(r"cpu|mps|cuda(:\d+)?")

@@ -41,8 +41,9 @@ from clipcheck.gates.repeatability import Repeat, repeatability
 from clipcheck.gates.result import OUTPUTS, Case
 from clipcheck.gates.tolerances import LIMITS
 from clipcheck.harness.judging import inputs_of
-from clipcheck.inputs.batches import EDGE_CASES, Batch, batches
-from clipcheck.inputs.batches import SIZES as OF_BATCHES
+from clipcheck.inputs.batches import Batch, batches
+from clipcheck.inputs.counts import EDGE_CASES
+from clipcheck.inputs.counts import SIZES as OF_BATCHES
 from clipcheck.system import torchscript_support
 from conftest import Run
 from tests.backends.kept import CPU, Kept, assert_same, minute

@@ -22,7 +22,8 @@ from clipcheck.harness.checking import check_files
 from clipcheck.harness.judging import inputs_of
 from clipcheck.harness.options import CheckOptions
 from clipcheck.harness.replaying import replay
-from clipcheck.inputs.batches import EDGE_CASES, batches, classic
+from clipcheck.inputs.batches import batches, classic
+from clipcheck.inputs.counts import EDGE_CASES
 from clipcheck.inputs.examples import Example, Frontend, spelled
 from clipcheck.inputs.words import PIECES
 from clipcheck.report import evidence

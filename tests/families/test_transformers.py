@@ -25,7 +25,8 @@ from clipcheck.families.base import DualEncoder
 from clipcheck.harness.checking import check_files
 from clipcheck.harness.judging import inputs_of
 from clipcheck.harness.options import CheckOptions
-from clipcheck.inputs.batches import EDGE_CASES, batches, length_of
+from clipcheck.inputs.batches import batches, length_of
+from clipcheck.inputs.counts import EDGE_CASES
 from clipcheck.models.loader import load_eager
 from clipcheck.writers import programs
 from clipcheck.writers.library import draw, write_folder

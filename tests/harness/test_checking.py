@@ -24,9 +24,10 @@ from clipcheck.gates.result import GateResult
 from clipcheck.gates.tolerances import LIMITS
 from clipcheck.harness import matrix
 from clipcheck.harness.checking import check_files
+from clipcheck.harness.declarations import EXAMPLES
 from clipcheck.harness.matrix import OWN, SHARED
-from clipcheck.harness.options import EXAMPLES, CheckOptions
-from clipcheck.inputs.batches import EDGE_CASES, SIZES
+from clipcheck.harness.options import CheckOptions
+from clipcheck.inputs.counts import EDGE_CASES, SIZES
 from clipcheck.models import loader
 from clipcheck.report import notebook, text
 from clipcheck.results import document as json

@@ -16,7 +16,7 @@ from clipcheck.audit.small import SMALL, small
 from clipcheck.families import open_clip
 from clipcheck.families.base import DualEncoder
 from clipcheck.harness.checking import check
-from clipcheck.inputs.batches import EDGE_CASES
+from clipcheck.inputs.counts import EDGE_CASES
 from clipcheck.results.judgement import Result
 from clipcheck.writers.library import draw, write_folder
 from clipcheck.writers.programs import write_pt2

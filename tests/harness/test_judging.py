@@ -16,7 +16,8 @@ from clipcheck.gates.modules import Coverage, ModuleError
 from clipcheck.gates.result import LOGITS, OUTPUTS, GateResult
 from clipcheck.gates.tolerances import Allclose, Budget
 from clipcheck.harness.judging import Run, Stopwatch, Trial, judge
-from clipcheck.inputs.batches import EDGE_CASES, SIZES, Batch, Inputs, batches, every_length
+from clipcheck.inputs.batches import Batch, Inputs, batches, every_length
+from clipcheck.inputs.counts import EDGE_CASES, SIZES
 from clipcheck.inputs.dealing import Effort
 from clipcheck.system.progress import Advance
 

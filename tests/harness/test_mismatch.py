@@ -8,7 +8,8 @@ import pytest
 from clipcheck.gates.result import LOGITS
 from clipcheck.harness.judging import Stopwatch, Trial
 from clipcheck.harness.mismatch import find_mismatch
-from clipcheck.inputs.batches import EDGE_CASES, batches
+from clipcheck.inputs.batches import batches
+from clipcheck.inputs.counts import EDGE_CASES
 from clipcheck.inputs.preprocess import picture_of
 from tests.harness.test_judging import SMALL, Tables, TwinTables
 

@@ -15,8 +15,9 @@ import clipcheck
 from clipcheck.errors import ClipcheckError, UnknownModelError, UsageError
 from clipcheck.gates.registry import NAMES
 from clipcheck.gates.tolerances import Allclose
-from clipcheck.harness.options import CheckOptions, files_named
-from clipcheck.inputs.batches import EDGE_CASES
+from clipcheck.harness.named_files import files_named
+from clipcheck.harness.options import CheckOptions
+from clipcheck.inputs.counts import EDGE_CASES
 from tests.samples import minute_config
 
 

@@ -14,7 +14,7 @@ from clipcheck.harness import parallel
 from clipcheck.harness.checking import check_files
 from clipcheck.harness.options import CheckOptions
 from clipcheck.harness.parallel import check_in_processes
-from clipcheck.inputs.batches import EDGE_CASES
+from clipcheck.inputs.counts import EDGE_CASES
 from clipcheck.results.judgement import Judgement, Result
 from clipcheck.system.processes import Outcome
 from tests.audit.test_bench import Here

@@ -24,7 +24,7 @@ from clipcheck.errors import (
 )
 from clipcheck.harness.replaying import replay
 from clipcheck.harness.search.saved import read
-from clipcheck.inputs.batches import EDGE_CASES
+from clipcheck.inputs.counts import EDGE_CASES
 from clipcheck.inputs.examples import Example, Frontend
 from clipcheck.inputs.tokenizer import default_tokenizer
 from clipcheck.report import evidence

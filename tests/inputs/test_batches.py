@@ -8,9 +8,7 @@ import pytest
 
 from clipcheck.checkpoints.architecture import ARCHITECTURES
 from clipcheck.inputs.batches import (
-    EDGE_CASES,
     MOST_ROWS,
-    SIZES,
     Batch,
     Inputs,
     batches,
@@ -20,6 +18,7 @@ from clipcheck.inputs.batches import (
     for_modules,
     population,
 )
+from clipcheck.inputs.counts import EDGE_CASES, SIZES
 from clipcheck.inputs.preprocess import transform
 from clipcheck.inputs.tokenizer import END_TOKEN, START_TOKEN, VOCABULARY_SIZE, tokenize
 

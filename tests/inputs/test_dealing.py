@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from clipcheck.inputs.batches import EDGE_CASES, Inputs, batches
+from clipcheck.inputs.batches import Inputs, batches
+from clipcheck.inputs.counts import EDGE_CASES
 from clipcheck.inputs.dealing import BRIEF, FULL, Call, Effort, Row, deal
 
 DRAWN = list(batches(EDGE_CASES, Inputs(16, 77, 100, 2), 0))

@@ -13,11 +13,11 @@ from clipcheck.plugin.choices import (
     DEFAULT_BACKENDS,
     NAMES,
     NO_MODEL,
-    SEEDED_MODELS,
     Choices,
     gates_for,
     require_available_choices,
 )
+from clipcheck.plugin.offered import SEEDED_MODELS
 
 HERE = Path("/nowhere")
 

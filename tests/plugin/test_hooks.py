@@ -12,6 +12,7 @@ import clipcheck.models.loader  # noqa: F401
 from clipcheck import suite
 from clipcheck.checkpoints.registry import available_models
 from clipcheck.plugin import hooks as pytest_plugin
+from clipcheck.plugin import offered
 from clipcheck.system import workers
 
 pytest_plugins = ["pytester"]
@@ -77,9 +78,9 @@ def test_the_header_says_what_is_judged_and_what_with(shown: pytest.Pytester) ->
 
 def test_the_help_describes_the_options_and_the_marker(shown: pytest.Pytester) -> None:
     result = shown.runpytest_inprocess("--help")
-    for option in pytest_plugin.OPTIONS:
+    for option in offered.OPTIONS:
         assert f"  {option}=" in result.stdout.str()
-    for option in pytest_plugin.FLAGS:
+    for option in offered.FLAGS:
         assert f"  {option} " in result.stdout.str()
     result = shown.runpytest_inprocess("--markers")
     result.stdout.fnmatch_lines(["@pytest.mark.clipcheck: judges a CLIP checkpoint*"])

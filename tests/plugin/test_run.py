@@ -10,7 +10,8 @@ import pytest
 
 from clipcheck.errors import ClipcheckError, OutputError
 from clipcheck.harness import checking
-from clipcheck.harness.options import EXAMPLES, CheckOptions
+from clipcheck.harness.declarations import EXAMPLES
+from clipcheck.harness.options import CheckOptions
 from clipcheck.plugin import run
 from clipcheck.plugin.choices import Choices
 from clipcheck.plugin.run import Run

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from clipcheck.harness.search.source import Source
-from clipcheck.inputs.batches import EDGE_CASES, Batch, Inputs, batches, exhaustive
+from clipcheck.inputs.batches import Batch, Inputs, batches, exhaustive
+from clipcheck.inputs.counts import EDGE_CASES
 from clipcheck.inputs.examples import Example, Frontend, packed, unlike
 
 

@@ -7,7 +7,8 @@ import pytest
 
 from clipcheck.harness.search.inputs import Drawn, Wanted, draw
 from clipcheck.harness.search.source import Source
-from clipcheck.inputs.batches import EDGE_CASES, Inputs, batches, exhaustive
+from clipcheck.inputs.batches import Inputs, batches, exhaustive
+from clipcheck.inputs.counts import EDGE_CASES
 from clipcheck.inputs.examples import Example, Frontend
 
 MINUTE = Inputs(resolution=16, context_length=8, vocab_size=100, grid=2)

@@ -24,7 +24,8 @@ from clipcheck.harness.search.inputs import Drawn, Wanted, draw
 from clipcheck.harness.search.probe import Probe, worst
 from clipcheck.harness.search.smallest import smallest
 from clipcheck.harness.search.source import Source
-from clipcheck.inputs.batches import EDGE_CASES, MOST_ROWS
+from clipcheck.inputs.batches import MOST_ROWS
+from clipcheck.inputs.counts import EDGE_CASES
 from clipcheck.results.failing import Failing, Measure
 from clipcheck.writers.synthesize import synthesize
 
