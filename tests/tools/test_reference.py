@@ -118,7 +118,7 @@ def test_the_limits_are_those_that_gates_compare_with() -> None:
 def test_an_option_of_the_plugin_says_whether_it_may_be_repeated() -> None:
     told = dict(each.split("\n: ") for each in reference.pytest_options().split("\n\n"))
     assert told["`--clip-model M`"].endswith("Repeatable.")
-    assert not told["`--clip-seed S`"].endswith("Repeatable.")
+    assert not told["`--clip-seed N`"].endswith("Repeatable.")
     assert "`--clip-seeded`" in told
 
 
