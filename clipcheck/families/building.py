@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
 from clipcheck.errors import ArchitectureError
@@ -23,12 +24,35 @@ _POSITIONS = "embeddings.position_ids"
 """Suffix of the key of a buffer in state dicts of older versions of transformers."""
 
 
+_MOST_WEIGHTS = 20_000
+"""Most weights of a model; those of the libraries' lists have fewer than 3,000."""
+
+
 class Uninitialised(TorchFunctionMode):
-    """Skips the initialisation of weights, which are replaced later.
+    """Skips the initialisation of weights, which are replaced later, and stops a configuration with
+    a billion layers.
 
     Models of libraries are not built on the meta device: some towers run a layer to get shapes, and
     buffers that are not in checkpoints need their values.
+
+    Raises:
+        ValueError: inside, when the model gets too many weights.
     """
+
+    def __enter__(self) -> Uninitialised:
+        left = iter(range(_MOST_WEIGHTS))
+
+        def count(*_: object) -> None:
+            if next(left, None) is None:
+                raise ValueError(f"it has more than {_MOST_WEIGHTS:,} weights")
+
+        self._counting = register_module_parameter_registration_hook(count)
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._counting.remove()
+        super().__exit__(*error)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")

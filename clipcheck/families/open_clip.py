@@ -22,13 +22,11 @@ from clipcheck.checkpoints.library import TEXT_CONFIG, LibraryArchitecture
 from clipcheck.errors import ArchitectureError, UnavailableError, first_line
 from clipcheck.families.base import DualEncoder
 from clipcheck.families.building import Uninitialised, assign, dtype_of
+from clipcheck.families.open_clip_config import checked, images_of, side_of
 from clipcheck.families.sizes import Sizes
 from clipcheck.families.tokenizers import OpenClipTokenizer, at_hand
-from clipcheck.inputs.rules import MEAN, STD, ImageRules, TextRules, clip_texts
+from clipcheck.inputs.rules import TextRules, clip_texts
 from clipcheck.inputs.tokenizer import VOCABULARY_SIZE
-
-_TOO_MANY = 3
-"""Most keys in a message."""
 
 
 class OpenClip(DualEncoder):
@@ -80,10 +78,10 @@ class OpenClip(DualEncoder):
 
 def sizes(architecture: LibraryArchitecture) -> Sizes:
     """Return the sizes of a model's inputs, from its configuration."""
-    model, preprocess = _configs(architecture)
+    model, preprocess = checked(architecture)
     vision, text = model["vision_cfg"], model["text_cfg"]
-    side = _side(vision.get("image_size", 224))
-    patch = vision.get("patch_size") or 16
+    side = side_of(vision.get("image_size", 224))
+    patch = side_of(vision.get("patch_size") or 16)
     hf = _text_config(architecture) if text.get("hf_model_name") else {}
     context_length = text.get("context_length", 77)
     vocab_size = hf.get("vocab_size") or text.get("vocab_size", VOCABULARY_SIZE)
@@ -93,91 +91,11 @@ def sizes(architecture: LibraryArchitecture) -> Sizes:
         vocab_size,
         model["embed_dim"],
         max(1, side // (32 if vision.get("timm_model_name") else patch)),
-        _images(preprocess),
+        images_of(preprocess),
         _texts(text, hf, vocab_size, architecture.folder, sigmoid="init_logit_bias" in model),
         sigmoid=model.get("init_logit_bias") is not None,
         tokenizer=f"the tokenizer {text.get('hf_tokenizer_name') or 'of CLIP'}",
     )
-
-
-def _configs(architecture: LibraryArchitecture) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the ``model_cfg``, with checked types, and the ``preprocess_cfg``."""
-    settings = architecture.settings
-    model, preprocess = settings["model_cfg"], settings["preprocess_cfg"]
-    problems = [
-        f"model_cfg.{key} is {_brief(model.get(key))} in place of {wanted}"
-        for key, kind, wanted in _REQUIRED
-        if type(model.get(key)) is not kind
-    ]
-    problems += [] if problems else _unlike("vision_cfg", model) + _unlike("text_cfg", model)
-    if problems:
-        raise ArchitectureError(
-            f"it is not a model of open_clip: {'; '.join(problems[:_TOO_MANY])}",
-            remedy="Take the open_clip_config.json that belongs to the weights.",
-        )
-    tower = model["vision_cfg"].get("timm_model_name")
-    if isinstance(tower, str) and tower.startswith(_FETCHED):
-        raise ArchitectureError(
-            f"its image tower is {tower!r}, which timm would download from the hub; clipcheck "
-            "downloads no models",
-            remedy="Give timm's own name of the model as timm_model_name.",
-        )
-    return model, preprocess
-
-
-_FETCHED = ("hf-hub:", "hf_hub:")
-"""Prefixes of model names whose configuration timm would download."""
-
-
-_REQUIRED = (
-    ("embed_dim", int, "a whole number"),
-    ("vision_cfg", dict, "an object"),
-    ("text_cfg", dict, "an object"),
-)
-
-
-def _unlike(name: str, model: Mapping[str, Any]) -> list[str]:
-    """List the settings of a tower that are not valid sizes."""
-    wanted = {"vision_cfg": ("image_size",), "text_cfg": ("context_length", "vocab_size")}
-    found = []
-    for key in wanted[name]:
-        value = model[name].get(key, 1)
-        whole = value[0] if isinstance(value, list) and len(set(map(str, value))) == 1 else value
-        if type(whole) is not int or not 0 < whole < _MOST:
-            found.append(f"model_cfg.{name}.{key} is {_brief(value)} in place of a whole number")
-    return found
-
-
-_MOST = 2_000_000
-
-
-def _brief(value: Any) -> str:
-    return "missing" if value is None else repr(value)[:40]
-
-
-def _side(value: Any) -> int:
-    return int(value[0] if isinstance(value, list) else value)
-
-
-def _images(preprocess: Mapping[str, Any]) -> ImageRules:
-    resize: Any = preprocess.get("resize_mode") or "shortest"
-    fill: Any = preprocess.get("fill_color") or 0
-    if resize not in _RESIZING or type(fill) is not int:
-        raise ArchitectureError(
-            f"preprocess_cfg has the resize_mode {_brief(resize)} and the fill_color "
-            f"{_brief(fill)}, expected one of {', '.join(_RESIZING)} and a whole number",
-            remedy="Take the open_clip_config.json that belongs to the weights.",
-        )
-    return ImageRules(
-        tuple(preprocess.get("mean") or MEAN),
-        tuple(preprocess.get("std") or STD),
-        "bilinear" if preprocess.get("interpolation") == "bilinear" else "bicubic",
-        resize,
-        fill=fill,
-    )
-
-
-_RESIZING = ("shortest", "longest", "squash")
 
 
 def _texts(
@@ -194,7 +112,7 @@ def _texts(
     files = at_hand(folder) if text.get("hf_tokenizer_name") else ""
     if folder is None or not files:
         return drawn
-    options = {"tokenizer_mode": text.get("tokenizer_mode"), **text.get("tokenizer_kwargs", {})}
+    options = {"tokenizer_mode": text.get("tokenizer_mode"), **(text.get("tokenizer_kwargs") or {})}
     found = OpenClipTokenizer(folder, files, vocab_size, json.dumps(options))
     return dataclasses.replace(drawn, tokenizer=found)
 
@@ -256,7 +174,7 @@ def _is_visual(key: str) -> bool:
 
 def empty(architecture: LibraryArchitecture) -> nn.Module:
     """Return the library's model with uninitialised weights."""
-    config, _ = _configs(architecture)
+    config, _ = checked(architecture)
     classes = _open_clip()
     custom = config.pop("custom_text", False) or bool(config["text_cfg"].get("hf_model_name"))
     chosen = "CoCa" if "multimodal_cfg" in config else "CustomTextCLIP" if custom else "CLIP"
@@ -276,7 +194,7 @@ def empty(architecture: LibraryArchitecture) -> nn.Module:
 
 def _remedy(config: Mapping[str, Any], problem: str) -> str:
     timm = config["vision_cfg"].get("timm_model_name")
-    if timm and "Unknown model" in problem:
+    if timm and ("Unknown model" in problem or "Invalid pretrained tag" in problem):
         from importlib.metadata import version
 
         return (

@@ -188,8 +188,8 @@ def sizes(architecture: LibraryArchitecture) -> Sizes:
 
 def _sizes_alone(kind: Kind, tower: Mapping[str, Any], architecture: LibraryArchitecture) -> Sizes:
     """Return the sizes of a single tower, with small ones for the inputs of the other."""
-    names = ("projection_dim",) if kind.projected else ("projection_size", "hidden_size")
-    width = next(tower[name] for name in names if tower.get(name))
+    name = "projection_dim" if kind.projected else "projection_size"
+    width = _whole(tower, name if kind.projected or tower.get(name) else "hidden_size")
     images = _images(kind, dict(architecture.files).get(PREPROCESSOR_CONFIG))
     if kind.tower == "image":
         side, patch = _whole(tower, "image_size"), _whole(tower, "patch_size")
@@ -314,6 +314,12 @@ def _drawn_texts(kind: Kind, text: Mapping[str, Any], vocab_size: int) -> TextRu
     start, end, pad = (text.get(f"{name}_token_id") for name in ("bos", "eos", "pad"))
     if kind.texts == "clip" and end in (_LEGACY_END, vocab_size - 1):
         return clip_texts(vocab_size)
+    if kind.texts == "clip" and not _is_id(end, vocab_size):
+        raise ArchitectureError(
+            f"expected an id below {vocab_size} for eos_token_id, where texts are pooled, found "
+            f"{str(end)[:40]}",
+            remedy=f"Take the {TRANSFORMERS_CONFIG} that belongs to the weights.",
+        )
     padding = pad if _is_id(pad, vocab_size) else 0
     if kind.texts == "last":
         return _between(None, None, padding, vocab_size)

@@ -28,7 +28,7 @@ from tests.thorough import parametrize
 
 CPU = torch.device("cpu")
 
-VISION = CONFIGS["clipa"]["vision_cfg"]
+VISION, TEXT = CONFIGS["clipa"]["vision_cfg"], CONFIGS["clipa"]["text_cfg"]
 
 KINDS = ("siglip", "clipa", "metaclip2", "coca", "convnext", "eva", "roberta")
 """Names of the small models of one kind each; the others take seconds."""
@@ -152,23 +152,25 @@ def test_weights_that_are_missing_or_too_many_are_named() -> None:
     assert "visual.more, [64, 64], is not a key of the model" in str(caught.value)
 
 
-def test_a_tower_that_would_be_fetched_is_refused() -> None:
-    vision = {"timm_model_name": "hf-hub:timm/vit_tiny_patch16_224", "image_size": 224}
+@pytest.mark.parametrize("name", ["hf-hub:timm/vit_tiny_patch16_224", "timm/vit_tiny"])
+def test_a_tower_that_would_be_fetched_is_refused(name: str) -> None:
+    vision = {"timm_model_name": name, "image_size": 224}
     found = read_open_clip({**CONFIGS["convnext"], "vision_cfg": vision}, Path("c.json"))
-    with pytest.raises(ArchitectureError, match=r"hf-hub:timm/vit_tiny.*downloads no models"):
+    with pytest.raises(ArchitectureError, match=rf"{name}.*downloads no models"):
         registry.sizes_of(found)
 
 
-def test_a_tower_that_this_timm_does_not_have_is_named() -> None:
+@pytest.mark.parametrize("name", ["vit_of_tomorrow", "vit_base_patch32_224.of_tomorrow"])
+def test_a_tower_that_this_timm_does_not_have_is_named(name: str) -> None:
     config = {
         "model_cfg": {
             **CONFIGS["clipa"],
-            "vision_cfg": {"timm_model_name": "vit_of_tomorrow", "image_size": 224},
+            "vision_cfg": {"timm_model_name": name, "image_size": 224},
         }
     }
     found = read_open_clip(config, Path("c.json"))
     assert isinstance(found, LibraryArchitecture)
-    with pytest.raises(ArchitectureError, match="does not have the model 'vit_of_tomorrow'"):
+    with pytest.raises(ArchitectureError, match=f"does not have the model '{name}'"):
         open_clip.empty(found)
 
 
@@ -183,16 +185,61 @@ def test_options_that_open_clip_does_not_have_are_named() -> None:
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"embed_dim": "64"}, "model_cfg.embed_dim is '64' in place of a whole number"),
-        ({"vision_cfg": None, "init_logit_bias": 1}, "model_cfg.vision_cfg is missing"),
+        ({"embed_dim": "64"}, "model_cfg.embed_dim is '64', expected a whole number"),
+        ({"vision_cfg": None, "init_logit_bias": 1}, "model_cfg.vision_cfg is null"),
         (
             {"vision_cfg": {**VISION, "image_size": -1}},
-            "model_cfg.vision_cfg.image_size is -1 in place of a whole number",
+            "model_cfg.vision_cfg.image_size is -1, expected a whole number",
+        ),
+        ({"vision_cfg": {**VISION, "patch_size": "7"}}, "patch_size is '7', expected a whole"),
+        (
+            {"vision_cfg": {"timm_model_name": 7}},
+            "model_cfg.vision_cfg.timm_model_name is 7, expected a text",
+        ),
+        ({"text_cfg": {**TEXT, "pad_id": -1}}, "model_cfg.text_cfg.pad_id is -1, expected an id"),
+        (
+            {"text_cfg": {**TEXT, "eos_id": 120}},
+            "model_cfg.text_cfg.eos_id is 120, expected an id below 120",
         ),
     ],
 )
 def test_an_invalid_configuration_is_refused(changed: dict[str, Any], told: str) -> None:
-    config = {"model_cfg": {**CONFIGS["clipa"], **changed}}
+    require_refusal({"model_cfg": {**CONFIGS["clipa"], **changed}}, told)
+
+
+@pytest.mark.parametrize(
+    ("preprocess", "told"),
+    [
+        (7, "preprocess_cfg is 7, expected an object"),
+        ({"mean": [0.5, 0.5]}, "preprocess_cfg.mean is [0.5, 0.5], expected three numbers"),
+        (
+            {"std": [1, 0, 1]},
+            "preprocess_cfg.std is [1, 0, 1], expected three numbers other than 0",
+        ),
+        ({"interpolation": "cubic"}, "expected one of bicubic, bilinear, random"),
+        ({"resize_mode": {}}, "preprocess_cfg.resize_mode is {}, expected one of shortest"),
+        ({"fill_color": "red"}, "preprocess_cfg.fill_color is 'red', expected a whole number"),
+    ],
+)
+def test_invalid_preprocessing_is_refused(preprocess: object, told: str) -> None:
+    require_refusal({"model_cfg": CONFIGS["clipa"], "preprocess_cfg": preprocess}, told)
+
+
+def test_one_number_is_the_mean_of_all_channels() -> None:
+    config = {"model_cfg": CONFIGS["clipa"], "preprocess_cfg": {"mean": 0.5, "std": 0.25}}
+    images = registry.sizes_of(read_open_clip(config, Path("c.json"))).images
+    assert (images.mean, images.std) == ((0.5,) * 3, (0.25,) * 3)
+
+
+def test_a_billion_layers_are_refused_before_they_fill_the_memory() -> None:
+    vision = {**VISION, "layers": 10**9, "width": 8, "head_width": 8}
+    found = read_open_clip({"model_cfg": {**CONFIGS["clipa"], "vision_cfg": vision}}, Path("c"))
+    assert isinstance(found, LibraryArchitecture)
+    with pytest.raises(ArchitectureError, match="it has more than 20,000 weights"):
+        open_clip.empty(found)
+
+
+def require_refusal(config: dict[str, Any], told: str) -> None:
     found = read_open_clip(config, Path("c.json"))
     assert isinstance(found, LibraryArchitecture)
     with pytest.raises(ArchitectureError) as caught:

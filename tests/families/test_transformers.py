@@ -381,6 +381,23 @@ def test_a_configuration_that_is_not_sound_is_refused(changed: dict[str, Any], t
     assert "Take the config.json that belongs to the weights." in found
 
 
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"projection_dim": 0}, "expected a whole number for projection_dim, found 0"),
+        ({"projection_dim": None}, "expected a whole number for projection_dim, found None"),
+        ({"eos_token_id": -1}, "expected an id below 120 for eos_token_id"),
+        ({"eos_token_id": 49407}, "where texts are pooled, found 49407"),
+    ],
+)
+def test_a_tower_s_configuration_that_is_not_sound_is_refused(
+    changed: dict[str, Any], told: str
+) -> None:
+    name = "CLIPTextModelWithProjection"
+    config = {"model_type": "clip_text_model", "architectures": [name], **LONE[name], **changed}
+    assert told in refusal(config)
+
+
 def test_weights_of_another_size_are_refused_with_the_key_and_both_shapes() -> None:
     architecture = architecture_of("clipseg")
     tensors = draw(architecture)
