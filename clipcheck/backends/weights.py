@@ -48,10 +48,11 @@ def _difference(
     # Fast path for equal weights, which takes a tenth of the time: torch rounds to nearest.
     if floats and same_bits(candidate, reference.to(candidate.dtype)):
         return None
-    return difference(key, _stored(candidate), _stored(reference))
+    return difference(key, stored_of(candidate), stored_of(reference))
 
 
-def _stored(tensor: torch.Tensor) -> Stored:
+def stored_of(tensor: torch.Tensor) -> Stored:
+    """Return a weight on the CPU as the gates take it, without a copy."""
     import torch
 
     name = str(tensor.dtype).removeprefix("torch.")

@@ -11,12 +11,15 @@ import mmap
 import os
 import reprlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+import numpy as np
+
 from clipcheck.errors import CheckpointError, DamagedError
+from clipcheck.gates.weights import Stored
 
 _TENSOR = "tensor"
 
@@ -35,11 +38,18 @@ _ENTRY, _LOCATION, _EXTERNAL = 13, 14, 1
 """Of a TensorProto: the field of a key with its value, that of where the contents are, and what the
 latter says of contents that are in another file."""
 
+_DIMS, _DATA_TYPE, _FLOATS, _INTS, _NAME, _RAW = 1, 2, 4, 5, 8, 9
+"""Of a TensorProto: the fields of its sizes, of the number of its dtype, of its contents as numbers
+(of half precision as integers), of its name, and of its contents as bytes."""
+
 _MULTIPLYING = (b"MatMul", b"Gemm", b"Conv", b"FusedMatMul")
 """Operators with nearly all of a CLIP model's arithmetic."""
 
 _DTYPES = {1: "float32", 10: "float16", 11: "float64", 16: "bfloat16"}
 """Floating-point dtypes of programs by number of a TensorProto's data_type."""
+
+_STORED = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}
+"""How numpy reads the contents of weights, by dtype."""
 
 _MOST_FIELDS = 10_000_000
 """Most messages to read. The largest released model's program has 100,000."""
@@ -112,6 +122,19 @@ def stored_dtypes(path: Path) -> set[str]:
     with _walking(path) as walk:
         dtypes, _ = walk.graph()
     return {_DTYPES[number] for number in dtypes.values() if number in _DTYPES}
+
+
+def weights(path: Path) -> Iterator[tuple[str, Stored]]:
+    """Yield the name and the values of each weight in float32 or half precision, one at a time.
+
+    Raises:
+        CheckpointError, DamagedError: as for `data_files`.
+    """
+    with _walking(path) as walk:
+        for start, end in walk.initializers():
+            found = walk.weight(start, end, path)
+            if found is not None:
+                yield found
 
 
 def located(path: Path, location: str) -> Path:
@@ -253,6 +276,58 @@ class _Walk:
                         (kind for kind in kinds if isinstance(kind, int)), 0
                     )
         return dtypes, inputs
+
+    def initializers(self) -> Iterator[tuple[int, int]]:
+        """Yield the place of each initializer.
+
+        Raises:
+            ValueError, IndexError: it is no such message.
+        """
+        for number, graph in self._fields(0, len(self._data)):
+            if number == 7 and isinstance(graph, range):
+                for field, value in self._fields(graph.start, graph.stop):
+                    if field == 5 and isinstance(value, range):
+                        yield value.start, value.stop
+
+    def weight(self, start: int, end: int, path: Path) -> tuple[str, Stored] | None:
+        """Return the name and the values of an initializer; None of another dtype.
+
+        Raises:
+            ValueError, IndexError: it is no such message, or its contents do not fit its sizes.
+        """
+        fields = list(self._fields(start, end))
+        (kind,) = [v for n, v in fields if n == _DATA_TYPE and isinstance(v, int)] or (0,)
+        dtype = _DTYPES.get(kind, "")
+        if dtype not in _STORED:
+            return None
+        entries = self._entries(start, end)
+        contents = self._last(fields, _RAW)
+        if entries is not None:
+            piece = piece_of(entries, path)
+            with located(path, piece.location).open("rb") as file:
+                file.seek(piece.offset)
+                contents = file.read(-1 if piece.length is None else piece.length)
+        elif not contents and dtype == "float32":
+            contents = self._last(fields, _FLOATS)
+        elif not contents:
+            numbers = self._integers(v for n, v in fields if n == _INTS)
+            contents = np.array(numbers, dtype=np.uint16).tobytes()
+        shape = self._integers(value for number, value in fields if number == _DIMS)
+        values = np.frombuffer(contents, dtype=_STORED[dtype]).reshape(shape)
+        return self._last(fields, _NAME).decode(), Stored(values, dtype)
+
+    def _integers(self, values: Iterable[int | range]) -> list[int]:
+        """Return the numbers of a repeated field, packed or not."""
+        found: list[int] = []
+        for value in values:
+            if isinstance(value, int):
+                found.append(value)
+                continue
+            place = value.start
+            while place < value.stop:
+                number, place = self._varint(place)
+                found.append(number)
+        return found
 
     def _last(self, fields: list[tuple[int, int | range]], wanted: int) -> bytes:
         """Return the contents of a field that occurs once."""

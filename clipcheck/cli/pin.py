@@ -25,6 +25,13 @@ def pin(
     device: options.Device = None,
     isolation: options.Isolation = None,
     seed: options.InputSeed = CheckOptions.seed,
+    budget: Annotated[
+        str | None,
+        options.inputs(
+            metavar="B",
+            help="Have as many random inputs as this budget of `clipcheck check` needs.",
+        ),
+    ] = None,
     quiet: options.Quiet = False,
 ) -> None:
     """Write a model's features for fixed inputs to a small file.
@@ -48,6 +55,7 @@ def pin(
             isolation=isolation_named(isolation),
             download_root=download_root,
             seed=seed,
+            budget=budget,
             progress=progress,
         )
     write_pin(made, path)

@@ -120,6 +120,15 @@ def inputs_for(budget: Budget) -> int:
     return rows
 
 
+def decidable(rows: int) -> float:
+    """Return the greatest limit of a share that so many rows can decide, to three digits."""
+
+    def can(limit: float) -> bool:
+        return wilson(1 - (1 - limit) / _FEW, rows)[0] >= limit
+
+    return next((limit for n in range(999, 0, -1) if can(limit := n / 1000)), 0.0)
+
+
 def wilson(share: float, rows: int) -> tuple[float, float]:
     """Return Wilson's interval of a share of rows. It also holds for a mean of numbers from 0 to 1,
     which varies no more than a share.

@@ -37,6 +37,7 @@ class Evidence:
         tensors: by the key of a weight that is quantised, its name in the program.
         levels: by that key, how many different values it can have.
         rounded: by the key of a weight that is stored in fewer bits than the file's, its dtype.
+        pinned: number of weights with the fingerprints of a pin.
     """
 
     weights: int | None
@@ -51,6 +52,7 @@ class Evidence:
     tensors: Mapping[str, str] = field(default_factory=dict)
     levels: Mapping[str, int] = field(default_factory=dict)
     rounded: Mapping[str, str] = field(default_factory=dict)
+    pinned: int = 0
 
 
 def integrity(cases: Sequence[Case], evidence: Evidence) -> GateResult:
@@ -89,6 +91,8 @@ def integrity(cases: Sequence[Case], evidence: Evidence) -> GateResult:
     if kinds:
         told = ", ".join(f"{count} as {how}" for how, count in kinds.most_common())
         message = f"{counted(kinds.total(), 'weight')} quantised, within a step: {told}; {message}"
+    if evidence.pinned:
+        message = f"{counted(evidence.pinned, 'weight')} as in the pinned model; {message}"
     if evidence.weights is not None:
         message = f"{counted(evidence.weights, 'weight')} bit for bit those of the file; {message}"
     return GateResult("integrity", True, message, figures)

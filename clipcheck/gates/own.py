@@ -21,6 +21,7 @@ from clipcheck.gates.budget import LEAST, RANKINGS, Sample, ranked, unit
 from clipcheck.gates.distance import Ruler
 from clipcheck.gates.fidelity import against_eager
 from clipcheck.gates.metrics import Array, row_rms
+from clipcheck.gates.own_results import Addition, OwnResults
 from clipcheck.gates.result import MEANT, OUTPUTS, Case, GateResult
 from clipcheck.gates.tolerances import Allclose
 from clipcheck.gates.top1 import Exchange, compare
@@ -332,8 +333,7 @@ class OwnMeasures:
             ratio = float(self._ruler.moved(name, each.case, again[row : row + 1])[0])
             self._moved = max(self._moved, (ratio, f"{MEANT[name]} of {_owned(kind, each.name)}"))
 
-    def samples(self) -> dict[str, Sample]:
-        """Return the figures of each row, for the gate ``budget``."""
+    def _samples(self) -> dict[str, Sample]:
         return {
             kind: Sample(np.array(mine.cosines), self._matches(kind))
             for kind, mine in self._of.items()
@@ -380,22 +380,24 @@ class OwnMeasures:
 
     # ---------------------------------------------------------------- gates
 
-    def add_to(self, gate: GateResult) -> GateResult:
-        """Add the user's data to the result of a gate; one that could not compare stays as it is,
-        and so does ``budget``, which takes `samples`."""
-        if not gate.margin < float("inf"):
-            return gate
-        adding = {
-            "fidelity": self._to_fidelity,
-            "precision": self._to_fidelity,
-            "allclose": self._to_allclose,
-            "top1": self._to_top1,
-            "repeatability": self._to_repeatability,
+    def results(self) -> OwnResults:
+        """Return what to add to each gate, and the figures of each row for the gate ``budget``."""
+        fidelity = self._to_fidelity()
+        found = {
+            "fidelity": fidelity,
+            "precision": fidelity,
+            "allclose": self._to_allclose(),
+            "top1": self._to_top1(),
+            "repeatability": self._to_repeatability(),
         }
-        return adding[gate.name](gate) if gate.name in adding else gate
+        return OwnResults(
+            {gate: each for gate, each in found.items() if each is not None}, self._samples()
+        )
 
-    def _to_fidelity(self, gate: GateResult) -> GateResult:
+    def _to_fidelity(self) -> Addition | None:
         found = self.found()
+        if not found.worst:
+            return None
         figures = {}
         for kind, mine in self._of.items():
             rows = [row for row in found.worst if row.kind == kind]
@@ -410,8 +412,6 @@ class OwnMeasures:
                     "worst": worst.name,
                     **({} if self._lossy else {"at_most": mine.at_most}),
                 }
-        if not found.worst:
-            return gate
         worst = max(found.worst, key=lambda row: row.rmse_ratio / row.allowed)
         told = against_eager(worst.rmse, worst.rmse_ratio, worst.allowed)
         what = f"{MEANT[worst.output]} of {_owned(worst.kind, worst.name)}"
@@ -419,64 +419,37 @@ class OwnMeasures:
         failing = sum(mine.failing for mine in self._of.values())
         if not margin <= 1:
             more = f" ({failing} or more of {_rows(found)} are beyond it)" if failing > 1 else ""
-            return _joined(gate, f"{what}: worst error {told}{more}", figures, margin)
-        return _joined(gate, f"{_rows(found)}: worst error {told}, {what}", figures, margin)
+            return Addition(f"{what}: worst error {told}{more}", figures, margin)
+        return Addition(f"{_rows(found)}: worst error {told}, {what}", figures, margin)
 
-    def _to_allclose(self, gate: GateResult) -> GateResult:
+    def _to_allclose(self) -> Addition | None:
         found = self._asserted
         if found is None:
-            return gate
+            return None
         (row,) = found.figures.values()
         figures = {"own": {**row, "mismatched": self._mismatched}}
         told = "" if found.passed else f"own data: {found.message}"
-        margin = found.margin if found.judged else 0.0
-        return _joined(gate, told, figures, margin, judged=found.judged)
+        return Addition(told, figures, found.margin if found.judged else 0.0, found.judged)
 
-    def _to_top1(self, gate: GateResult) -> GateResult:
+    def _to_top1(self) -> Addition | None:
         rows, clear, wrong = self._matched
         if not rows:
-            return gate
+            return None
         figures = {"own": {"compared": rows, "clear": clear, "wrong": wrong}}
         told = f"{clear} of {clear} clear rows of own data"
         if wrong:
             told = f"{wrong} of {clear} rows of own data differ: {self._exchanged[1]}"
-        return _joined(gate, told, figures, self._exchanged[0], judged=clear > 0)
+        return Addition(told, figures, self._exchanged[0], clear > 0)
 
-    def _to_repeatability(self, gate: GateResult) -> GateResult:
+    def _to_repeatability(self) -> Addition | None:
         ratio, what = self._moved
         if not self._repeated:
-            return gate
+            return None
         allowed = 2 * self._ruler.limits.feature_row
-        figures = {"own": {"moved": ratio}}
         told = f"{what} in another batch moved by {multiple(ratio)} the eager error"
         margin = ratio / allowed
-        return _joined(gate, f"{told} (limit {allowed:g}x)" if margin > 1 else "", figures, margin)
-
-
-def _joined(
-    gate: GateResult, told: str, figures: Any, margin: float, *, judged: bool = True
-) -> GateResult:
-    """Return a gate's result with that of the user's data, which fails beyond its limit.
-
-    Args:
-        judged: whether the user's data could fail.
-    """
-    passed = margin <= 1
-    if not passed and gate.passed:
-        message = told
-    else:
-        message = "; ".join(each for each in (gate.message, told) if each)
-    return replace(
-        gate,
-        passed=gate.passed and passed,
-        message=message,
-        figures={**gate.figures, **figures},
-        # A margin of what was only measured may be beyond the limit.
-        margin=max(gate.margin, margin)
-        if gate.judged == judged
-        else (margin if judged else gate.margin),
-        judged=gate.judged or judged,
-    )
+        figures = {"own": {"moved": ratio}}
+        return Addition(f"{told} (limit {allowed:g}x)" if margin > 1 else "", figures, margin)
 
 
 def _severity(found: GateResult) -> tuple[bool, float]:

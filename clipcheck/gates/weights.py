@@ -141,7 +141,7 @@ def _figures(found: WeightDifference) -> dict[str, float | int | str]:
 
 def _of_integers(key: str, candidate: Stored, reference: Stored) -> WeightDifference | None:
     """Compare buffers of integers, exactly."""
-    mine, other = _exact(candidate), _exact(reference)
+    mine, other = exact(candidate), exact(reference)
     apart = mine != other
     if not apart.any():
         return None
@@ -154,8 +154,8 @@ def _of_integers(key: str, candidate: Stored, reference: Stored) -> WeightDiffer
 @np.errstate(all="ignore")
 def _measured(key: str, candidate: Stored, reference: Stored) -> WeightDifference | None:
     differing, max_abs, ulps, squares = 0, 0.0, 0.0, 0.0
-    for mine, other in zip(_pieces(candidate), _pieces(reference), strict=True):
-        values = _exact(other)
+    for mine, other in zip(pieces(candidate), pieces(reference), strict=True):
+        values = exact(other)
         squares += float(np.dot(values, values))
         between = _ulps(mine, other, values)
         apart = between > 0
@@ -163,7 +163,7 @@ def _measured(key: str, candidate: Stored, reference: Stored) -> WeightDifferenc
             differing += int(np.count_nonzero(apart))
             ulps = max(ulps, float(between.max()))
             # NaN on one side counts as infinitely far.
-            errors = np.nan_to_num(np.abs(_exact(mine) - values)[apart], nan=np.inf, posinf=np.inf)
+            errors = np.nan_to_num(np.abs(exact(mine) - values)[apart], nan=np.inf, posinf=np.inf)
             max_abs = max(max_abs, float(errors.max()))
     if not differing:
         return None
@@ -175,13 +175,14 @@ def _measured(key: str, candidate: Stored, reference: Stored) -> WeightDifferenc
     )
 
 
-def _pieces(stored: Stored) -> Iterator[Stored]:
+def pieces(stored: Stored) -> Iterator[Stored]:
+    """Yield a weight in pieces that fit into caches, flattened."""
     flat = stored.values.reshape(-1)
     for start in range(0, flat.size, _PIECE):
         yield Stored(flat[start : start + _PIECE], stored.dtype)
 
 
-def _exact(stored: Stored) -> Float64:
+def exact(stored: Stored) -> Float64:
     """Return the values in float64, which holds those of all other dtypes."""
     if stored.dtype == "bfloat16":
         # The shift must have the same dtype: numpy 1 would promote a scalar to int64.
@@ -194,11 +195,11 @@ def _ulps(candidate: Stored, reference: Stored, values: Float64) -> Float64:
     """Return each element's distance from the rounded reference, in steps of its dtype."""
     dtype = candidate.dtype
     bits = candidate.values.view(_BITS[dtype])
-    between = _between(bits, _rounded(values, dtype))
+    between = _between(bits, rounded(values, dtype))
     if reference.dtype == "float64" and dtype in ("float16", "bfloat16"):
         twice = values.astype(np.float32).astype(np.float64)
-        between = np.minimum(between, _between(bits, _rounded(twice, dtype)))
-    mine, other = np.isnan(_exact(candidate)), np.isnan(values)
+        between = np.minimum(between, _between(bits, rounded(twice, dtype)))
+    mine, other = np.isnan(exact(candidate)), np.isnan(values)
     between[mine | other] = np.inf
     between[mine & other] = 0
     return between
@@ -213,7 +214,7 @@ def _between(one: NDArray[Any], other: NDArray[Any]) -> Float64:
     return np.where(same, np.maximum(a, b) - np.minimum(a, b), a + b).astype(np.float64)
 
 
-def _rounded(values: Float64, dtype: str) -> NDArray[Any]:
+def rounded(values: Float64, dtype: str) -> NDArray[Any]:
     """Return the bits of the nearest numbers of a dtype, ties to even; undefined for NaN."""
     if dtype != "bfloat16":
         return values.astype(_FLOATS[dtype]).view(_BITS[dtype])

@@ -30,6 +30,7 @@ from clipcheck.gates.integrity import Evidence, integrity
 from clipcheck.gates.lengths import with_lengths
 from clipcheck.gates.modules import Coverage, modules
 from clipcheck.gates.own import OwnMeasures
+from clipcheck.gates.own_results import OwnResults
 from clipcheck.gates.registry import GATES, NAMES, aside, gates_in
 from clipcheck.gates.repeatability import Repeat, repeatability
 from clipcheck.gates.result import (
@@ -57,6 +58,8 @@ if TYPE_CHECKING:
     from clipcheck.backends.reference import Reference
     from clipcheck.backends.source import Source
     from clipcheck.families.base import DualEncoder
+    from clipcheck.families.sizes import Sizes
+    from clipcheck.gates.fingerprints import Compared
 
 _FORMS = {
     "encode_image": ("strided", "channels last", "with gradients"),
@@ -247,7 +250,7 @@ class Trial:
         exact, of_population = exact[: len(inputs)], exact[len(inputs) :]
         _require_finite(batches, mine, exact, dtype)
         texts = texts or CLIP_TEXTS
-        rows = [] if lengths is None else _lengths_not_drawn(lengths, batches, texts)
+        rows = [] if lengths is None else lengths_not_drawn(lengths, batches, texts)
         calls = deal(batches, rows, effort) if effort else ()
         if not again:
             calls = [call for call in calls if any(r.batch == len(batches) for r in call.prompts)]
@@ -437,7 +440,7 @@ class Trial:
             yield Repeat("alone in a batch", number, rows, _attempt(candidate, single, failures))
 
 
-def _lengths_not_drawn(lengths: Batch, batches: Sequence[Batch], texts: TextRules) -> list[int]:
+def lengths_not_drawn(lengths: Batch, batches: Sequence[Batch], texts: TextRules) -> list[int]:
     """Return the rows of ``lengths`` whose length no prompt of the batches has."""
     end = lengths.tokens.max() if texts.ends_at_greatest else texts.end
     drawn = {
@@ -501,7 +504,7 @@ def judge(
     evidence: Evidence,
     coverage: Coverage | None,
     limits: Allclose,
-    own: OwnMeasures | None = None,
+    own: OwnResults | None = None,
 ) -> tuple[GateResult, ...]:
     """Run the gates of the trial; those of logits only if the candidate has logits.
 
@@ -529,7 +532,7 @@ def judge(
     logits = bool(expected_outputs(run.cases, LOGITS))
     lossy = trial.budget
     if lossy is not None:
-        samples = own.samples() if own else {}
+        samples = own.samples if own else {}
         judging["budget"] = lambda: budget_gate(run.sample, lossy, evidence.levels, samples)
     names = gates_in(
         trial.dtype, modules=coverage is not None, logits=logits, budget=lossy is not None
@@ -540,7 +543,7 @@ def judge(
     return tuple(found if lossy is None else map(aside, found))
 
 
-def effort_for(inputs: Inputs, parameters: int) -> Effort:
+def effort_for(inputs: Inputs | Sizes, parameters: int) -> Effort:
     """Return the effort for a model with these inputs and this number of parameters."""
     return FULL if parameters * (inputs.grid**2 + inputs.context_length) < _FAST else BRIEF
 
@@ -582,7 +585,7 @@ def kept_of(trial: Trial, verdict: Verdict, before: Sequence[GateResult] = ()) -
     Args:
         before: results of gates that were known before anything ran.
     """
-    run, coverage = verdict.run, verdict.coverage
+    run, coverage, data = verdict.run, verdict.coverage, verdict.own
     own = [] if coverage is None else [modules(coverage, trial.ruler_limits)]
     return Kept(
         trial.dtype,
@@ -594,6 +597,7 @@ def kept_of(trial: Trial, verdict: Verdict, before: Sequence[GateResult] = ()) -
         run.sample,
         verdict.evidence,
         (*before, *own),
+        data.measures.results() if data else None,
     )
 
 
@@ -608,6 +612,7 @@ def judge_candidate(
     unlike: Sequence[str] = (),
     dynamic_batch: bool = False,
     model: DualEncoder | None = None,
+    pinned: Compared | None = None,
 ) -> Verdict:
     """Run a candidate, and all gates over its outputs.
 
@@ -617,6 +622,7 @@ def judge_candidate(
         unlike: raw inputs that the candidate's own dimensions preprocess differently.
         dynamic_batch: whether it has to run any number of rows.
         model: the eager model whose modules its modules have to equal; by default the source's.
+        pinned: its weights, compared with those of a pin, or None.
 
     Raises:
         RunError: it has none of the outputs.
@@ -649,6 +655,7 @@ def judge_candidate(
             changed=changed,
             unlike=unlike,
             dynamic_batch=dynamic_batch,
+            pinned=pinned,
         )
 
 
@@ -698,6 +705,7 @@ def judge_run(
     changed: Sequence[str] = (),
     unlike: Sequence[str] = (),
     dynamic_batch: bool = False,
+    pinned: Compared | None = None,
 ) -> Verdict:
     """Run all gates over what a candidate gave; `judge_candidate` explains the arguments.
 
@@ -712,9 +720,14 @@ def judge_run(
         *(coverage.failures if coverage else ()),
     ]
     evidence = replace(candidate.evidence(), changed=changed, failures=failures, unlike=unlike)
+    if pinned is not None:
+        differing = {**evidence.differing, **pinned.differing}
+        evidence = replace(
+            evidence, pinned=len(pinned.same), differing=differing, rounded=pinned.rounded
+        )
     if dynamic_batch and candidate.batches:
         evidence = replace(evidence, doubts=[*evidence.doubts, batches.told(candidate.batches)])
-    gates = judge(trial, run, evidence, coverage, limits, own.measures if own else None)
+    gates = judge(trial, run, evidence, coverage, limits, own.measures.results() if own else None)
     return Verdict(gates, run, not changed, coverage, evidence, own)
 
 

@@ -23,6 +23,21 @@ if TYPE_CHECKING:
     from clipcheck.backends.registry import Choice
     from clipcheck.inputs.own import OwnData
 
+_OWN_BESIDE_A_PIN = (
+    "The pin has no features of your own data: give the checkpoint in place of the pin, "
+    "--reference CHECKPOINT."
+)
+
+_NOT_BESIDE_A_PIN = {
+    "reference": "Leave out --reference, or --pinned.",
+    "examples": "Leave out --examples; clipcheck pin --budget B writes a pin with more inputs.",
+    "images": _OWN_BESIDE_A_PIN,
+    "prompts": _OWN_BESIDE_A_PIN,
+    "exhaustive": "Leave out --exhaustive, or give the checkpoint: --reference CHECKPOINT.",
+    "seed": "Leave out --seed; clipcheck pin --seed N writes a pin with other inputs.",
+}
+"""Options that a pin excludes, each with what to do."""
+
 _DTYPES = {"half": "float16", "bf16": "bfloat16", "float": "float32"}
 """Other names of dtypes, for the remedy."""
 
@@ -55,12 +70,6 @@ class CheckOptions(Declarations):
         if self.reference is not None:
             file_named(self.reference, "a reference")
         _require_inputs_of_pin(self)
-        if self.keep_outputs is not None and (self.images or self.prompts):
-            raise UsageError(
-                "expected no --images or --prompts beside --keep-outputs: outputs of your own data "
-                "are measured batch by batch, and not kept",
-                remedy="Leave out --keep-outputs, or these.",
-            )
         # Only options that were given are validated here: this imports numpy and more.
         if self.backends:
             _ = self.choices
@@ -245,11 +254,11 @@ def _require_inputs_of_pin(options: CheckOptions) -> None:
     if options.pinned is None:
         return
     file_named(options.pinned, "a pin")
-    for name in ("reference", "examples", "images", "prompts", "exhaustive", "seed"):
+    for name, remedy in _NOT_BESIDE_A_PIN.items():
         if getattr(options, name) != OPTIONS[name].default:
             raise UsageError(
                 f"expected no --{name} beside --pinned: a pin has its own inputs and reference",
-                remedy=f"Leave out --{name}, or --pinned.",
+                remedy=remedy,
             )
 
 

@@ -27,7 +27,7 @@ from clipcheck.backends.loading import (
 from clipcheck.backends.registry import Choice, default_for, eager_backend, require_available
 from clipcheck.backends.source import ProgramFile
 from clipcheck.backends.towers import Towers
-from clipcheck.checkpoints import registry
+from clipcheck.checkpoints import program_weights, registry
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format, Program
 from clipcheck.checkpoints.formats import require_found
 from clipcheck.checkpoints.opening import open_subject, require_told
@@ -35,17 +35,21 @@ from clipcheck.checkpoints.told import named
 from clipcheck.errors import PinError, UnavailableError, UnfitError, UsageError
 from clipcheck.families.registry import by_library, sizes_of
 from clipcheck.families.sizes import Sizes
-from clipcheck.gates.budget import inputs_for
+from clipcheck.gates.budget import decidable, inputs_for
 from clipcheck.gates.distance import Ruler
+from clipcheck.gates.fingerprints import Compared, compare
 from clipcheck.gates.measured import measured
 from clipcheck.gates.registry import gates_in
 from clipcheck.gates.result import LOGITS, OUTPUTS
 from clipcheck.gates.tolerances import LIMITS, Budget
+from clipcheck.gates.weights import Stored
 from clipcheck.harness.declarations import DYNAMIC_BATCH, Device
 from clipcheck.harness.judging import (
+    Lengths,
     Stopwatch,
     Trial,
     Verdict,
+    effort_for,
     judge_candidate,
     judge_run,
     kept_of,
@@ -55,8 +59,8 @@ from clipcheck.harness.matrix import Draft, describe, peak_memory
 from clipcheck.harness.mismatch import find_mismatch
 from clipcheck.harness.options import CheckOptions
 from clipcheck.inputs.batches import Batch
-from clipcheck.inputs.dealing import BRIEF, deal
-from clipcheck.inputs.fixed import SAMPLE
+from clipcheck.inputs.dealing import deal
+from clipcheck.inputs.fixed import SIZES
 from clipcheck.results.judgement import Judgement, LeftOut, PinnedTo
 from clipcheck.results.pin import Pin
 from clipcheck.system.progress import Span, say_import
@@ -65,8 +69,8 @@ if TYPE_CHECKING:
     from clipcheck.backends.source import Source
     from clipcheck.sandbox.cell import Cell
 
-_NOT_JUDGED = ("modules", "weights")
-"""Gates that need the reference itself."""
+_NOT_JUDGED = "weights"
+"""Gate that needs the reference itself."""
 
 _DTYPES = {"bfloat16": "float32"}
 """Of outputs in numpy, which has no bfloat16."""
@@ -135,13 +139,16 @@ class PinnedJudge:
         return found or [draft.judgement]
 
     def _require_enough(self) -> None:
-        """Raise if a budget needs more random inputs than a pin has."""
+        """Raise if a budget needs more random inputs than the pin has."""
         lossy = self._budget
-        if lossy is not None and inputs_for(lossy) > SAMPLE:
+        rows = len(self.pin.header.prompts) - sum(prompts for _, prompts in SIZES)
+        if lossy is not None and inputs_for(lossy) > rows:
             raise UsageError(
-                f"expected a budget that {SAMPLE} images and prompts can decide, which a pin has; "
+                f"expected a budget that {rows} images and prompts can decide, which the pin has; "
                 f"found one that needs {inputs_for(lossy):,}",
-                remedy="Give a lower limit, or the checkpoint in place of the pin: --reference.",
+                remedy=f"Write the pin for it (clipcheck pin --budget {self.options.budget}), give "
+                f"limits of at most {decidable(rows):g} for top1 and top5, or give the checkpoint "
+                "in place of the pin: --reference.",
             )
 
     @property
@@ -184,14 +191,16 @@ class PinnedJudge:
         judged = draft.judgement
         watch = Stopwatch()
         dtype = str(judged.dtype)
-        with watch.phase("inputs"):
-            trial = self._trial(dtype)
-        draft.add(examples=sum(len(b.pixels) for b in trial.batches), inputs=trial.digest)
+        with watch.phase("weights"):
+            weights = compare(_weights_of(subject), self.pin.weights)
         span.say(f"{judged.checkpoint}: running on {judged.device} in {choice}")
         built = self._built(subject, choice, judged.device, dtype, cell, watch)
         with built as (candidate, source), candidate:
+            with watch.phase("inputs"):
+                trial = self._trial(dtype, weights, colours=candidate.seen is not None)
+            draft.add(examples=sum(len(b.pixels) for b in trial.batches), inputs=trial.digest)
             _require_same_pixels(candidate, trial.batches)
-            verdict = self._verdict(trial, candidate, source, watch, span)
+            verdict = self._verdict(trial, candidate, source, weights, watch, span)
             if isinstance(subject, Program):
                 subject.require_unchanged()
             draft.add(**self._findings(trial, candidate, verdict))
@@ -208,7 +217,7 @@ class PinnedJudge:
         options, cases = self.options, verdict.run.cases
         applying = gates_in(
             trial.dtype,
-            modules=False,
+            modules=verdict.coverage is not None,
             logits=not candidate.absent.issuperset(LOGITS),
             budget=options.budget is not None,
         )
@@ -220,6 +229,7 @@ class PinnedJudge:
         differs = any(gate.name == "top1" and not gate.passed for gate in verdict.gates)
         return {
             "gates": verdict.gates,
+            "coverage": verdict.coverage,
             "ignored": tuple(name for name in applying if name not in options.gates),
             "measured": measured(cases, Ruler(cases, LIMITS[trial.dtype], trial.scale)),
             "artefact_bytes": candidate.size,
@@ -236,6 +246,7 @@ class PinnedJudge:
         trial: Trial,
         candidate: Backend,
         source: Source | None,
+        weights: Compared,
         watch: Stopwatch,
         span: Span,
     ) -> Verdict:
@@ -243,25 +254,46 @@ class PinnedJudge:
         limits = replace(self.options.limits, sigmoid=self.pin.header.sigmoid)
         dynamic = DYNAMIC_BATCH in self.options.required
         if source is not None:
-            return judge_candidate(trial, candidate, source, limits, watch, dynamic_batch=dynamic)
+            return judge_candidate(
+                trial,
+                candidate,
+                source,
+                limits,
+                watch,
+                seed=self.pin.header.seed,
+                dynamic_batch=dynamic,
+                pinned=weights,
+            )
         with watch.phase("candidate"):
             run = trial.run(candidate, span.reach)
         require_outputs(candidate, run)
         with watch.phase("gates"):
-            return judge_run(trial, candidate, run, limits, dynamic_batch=dynamic)
+            return judge_run(trial, candidate, run, limits, dynamic_batch=dynamic, pinned=weights)
 
-    def _trial(self, dtype: str) -> Trial:
+    def _trial(self, dtype: str, weights: Compared, *, colours: bool) -> Trial:
+        """Return the inputs, and the outputs of the pinned model for them.
+
+        Args:
+            weights: of the candidate. If they are the pinned ones, the eager model of its file is
+                the pinned model, and its modules can be compared with it.
+            colours: whether the candidate takes 8-bit colours alone.
+        """
         pin, lossy, options = self.pin, self._budget, self.options
         if dtype in pin.header.missing:
             raise UnfitError(
                 f"the pin has no limits for {dtype}: {pin.header.missing[dtype]}",
                 remedy="Choose another --dtype.",
             )
-        batches = self._batches
+        batches = pin.batches(colours=colours)
         exact = [pin.exact(batch) for batch in batches]
         sample = [] if lossy is None else self._sample
         # With a budget the result of a row may depend on the others of its batch.
         again = options.allowed_loss is None and "repeatability" in options.gates
+        head = pin.header
+        effort = effort_for(head.sizes, head.parameters)
+        lengths = self._lengths(dtype) if again and len(pin.lengths.tokens) else None
+        whole = weights.same == set(head.keys) and not weights.rounded
+        left_out = {_NOT_JUDGED} if whole else {_NOT_JUDGED, "modules"}
         return Trial(
             batches,
             [
@@ -269,20 +301,28 @@ class PinnedJudge:
                 for batch, outputs in zip(batches, exact, strict=True)
             ],
             exact,
-            pin.header.scale,
+            head.scale,
             dtype,
-            calls=deal(batches, [], BRIEF) if again else (),
-            in_form=BRIEF.in_form if again else 0,
-            gates=[name for name in options.gates if name not in _NOT_JUDGED],
+            lengths,
+            deal(batches, range(len(pin.lengths.tokens)), effort) if again else (),
+            in_form=effort.in_form if again else 0,
+            at_once=effort.at_once,
+            gates=[name for name in options.gates if name not in left_out],
             budget=options.allowed_loss,
             population=sample,
             of_population=[pin.exact(batch) for batch in sample],
             output_dtype=_DTYPES.get(dtype, dtype),
         )
 
-    @cached_property
-    def _batches(self) -> list[Batch]:
-        return self.pin.batches()
+    def _lengths(self, dtype: str) -> Lengths:
+        head, side = self.pin.header, self.pin.header.image_resolution
+        batch = Batch(
+            np.zeros((0, 3, side, side), dtype=np.float32),
+            self.pin.lengths.tokens,
+            {"image": (), "prompt": head.lengths},
+            {"image": 0, "prompt": 0},
+        )
+        return Lengths(batch, *self.pin.text_features_by_length(dtype))
 
     @cached_property
     def _sample(self) -> list[Batch]:
@@ -352,6 +392,16 @@ class PinnedJudge:
     def _logits(self, images: Array, texts: Array) -> tuple[Array, Array]:
         per_image, per_text = self.pin.logits(images, texts)
         return per_image.astype(images.dtype), per_text.astype(images.dtype)
+
+
+def _weights_of(subject: Checkpoint | Program) -> Iterator[tuple[str, Stored]]:
+    """Yield the weights of a file, where they can be read without running anything."""
+    if isinstance(subject, Program):
+        yield from program_weights.weights_of(subject)
+        return
+    from clipcheck.backends.weights import stored_of
+
+    yield from ((key, stored_of(tensor)) for key, tensor in subject.tensors.items())
 
 
 _OF_ARRAYS = (Format.ONNX, Format.OPENVINO)

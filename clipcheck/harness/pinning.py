@@ -11,25 +11,42 @@ import numpy as np
 
 from clipcheck.backends.cells import prepare
 from clipcheck.backends.loading import opened_sides
+from clipcheck.backends.weights import stored_of
 from clipcheck.checkpoints.checkpoint import Checkpoint
 from clipcheck.checkpoints.formats import open_checkpoint, require_found
 from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.checkpoints.opening import require_told, undecided
 from clipcheck.checkpoints.told import named
-from clipcheck.errors import RunError, UnfitError
+from clipcheck.errors import RunError, UnfitError, UsageError
 from clipcheck.families.registry import by_library, dimensions_of, sizes_of, summary_of
+from clipcheck.gates.budget import decidable, inputs_for, parse_budget
+from clipcheck.gates.fingerprints import Fingerprints, fingerprints_of
 from clipcheck.gates.metrics import row_rms, unit
 from clipcheck.gates.result import FEATURES, LOGITS
 from clipcheck.gates.tolerances import LIMITS
 from clipcheck.harness.checking import environment
 from clipcheck.harness.converting import require_convertible
-from clipcheck.harness.judging import inputs_of
+from clipcheck.harness.judging import inputs_of, lengths_not_drawn
 from clipcheck.harness.matrix import describe
 from clipcheck.harness.options import CheckOptions
-from clipcheck.inputs.batches import Batch
+from clipcheck.inputs.batches import Batch, every_length
 from clipcheck.inputs.digest import digest
-from clipcheck.inputs.fixed import BESIDE, SIZES, draw_prompts, edge_cases, sample
-from clipcheck.results.pin import Header, Ids, Pin
+from clipcheck.inputs.fixed import (
+    BESIDE,
+    SAMPLE,
+    SIZES,
+    draw_prompts,
+    edge_cases,
+    sample,
+)
+from clipcheck.results.pin import (
+    MOST_BYTES,
+    Header,
+    Ids,
+    Pin,
+    PinnedLengths,
+    judged_rows,
+)
 from clipcheck.results.sealed import Array
 from clipcheck.system.progress import Progress, Span, say_import, silent
 
@@ -39,6 +56,9 @@ if TYPE_CHECKING:
     from clipcheck.backends.cells import Isolation
     from clipcheck.backends.reference import Named
     from clipcheck.families.sizes import Sizes
+
+_NAME = 64
+"""Bytes of a row's description, and of other things that each row or weight has."""
 
 _LINEAR = 1e-6
 """Greatest distance of a logit from a multiple of its cosine, as a share of the logit scale: the
@@ -52,6 +72,7 @@ def make_pin(
     architecture: str | None = None,
     device: str | None = None,
     seed: int = CheckOptions.seed,
+    budget: str | None = None,
     isolation: Isolation | None = None,
     download_root: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
@@ -62,12 +83,15 @@ def make_pin(
         checkpoint: path or released name.
         architecture: as for ``--architecture``.
         seed: of the inputs.
+        budget: that the pin has to decide, as for ``clipcheck check --budget``.
         isolation: of an archive whose code tells the architecture.
 
     Raises:
         ClipcheckError: the checkpoint cannot be used; the subclass tells why.
         RunError: the eager model cannot be run in float32, or its outputs are not finite.
+        UsageError: the budget needs more inputs than a pin can have.
     """
+    drawn = SAMPLE if budget is None else inputs_for(parse_budget(budget))
     require_found(checkpoint)
     prepare([checkpoint], isolation)
     span = Span(progress or silent)
@@ -82,9 +106,17 @@ def make_pin(
     found, computes = _told(by_library(opened), isolation)
     found.verify()
     inputs = inputs_of(found.model)
-    prompts = draw_prompts(inputs, seed)
-    drawn = [draw(inputs.resolution, inputs.images, seed, prompts) for draw in (edge_cases, sample)]
-    measured = _measure(found, target, [each for several in drawn for each in several], span)
+    weights = fingerprints_of((key, stored_of(each)) for key, each in found.tensors.items())
+    sizes = sizes_of(found.model)
+    _require_room(drawn, sizes, weights)
+    prompts = draw_prompts(inputs, seed, drawn)
+    given = [draw(inputs.resolution, inputs.images, seed, prompts) for draw in (edge_cases, sample)]
+    every = every_length(inputs, seed)
+    rows = lengths_not_drawn(every, given[0] + given[1][:BESIDE], inputs.texts)
+    rows = _fitting(rows, sizes, drawn, weights)
+    lengths = every.select([], rows)
+    batches = [each for several in given for each in several]
+    measured = _measure(found, target, batches, every, rows, span)
     header = Header(
         environment=environment(),
         checkpoint=checkpoint,
@@ -92,12 +124,16 @@ def make_pin(
         description=describe(found),
         computes=computes,
         architecture=dimensions_of(found.model),
-        **_sizes(sizes_of(found.model)),
+        **_sizes(sizes),
         scale=measured.scale,
         bias=_bias(measured.exact, measured.scale),
         seed=seed,
-        inputs=(digest(drawn[0]), digest(drawn[1])),
+        inputs=(digest(given[0]), digest(given[1])),
         prompts=prompts.names,
+        lengths=lengths.rows["prompt"],
+        parameters=found.parameters,
+        keys=tuple(weights.keys),
+        shapes=tuple(weights.shapes),
         missing=measured.missing,
     )
     features = {
@@ -105,7 +141,50 @@ def make_pin(
         for name in FEATURES
         if name in header.outputs
     }
-    return Pin(header, prompts.tokens, features, measured.errors)
+    by_length = PinnedLengths(
+        lengths.tokens, measured.lengths.astype(np.float32), measured.by_length
+    )
+    return Pin(header, prompts.tokens, features, measured.errors, by_length, weights)
+
+
+def _require_room(drawn: int, sizes: Sizes, weights: Fingerprints) -> None:
+    """Raise if the features of a sample do not fit into a pin.
+
+    Raises:
+        UsageError: they do not; the message names the greatest budget that can be decided.
+    """
+    most = (MOST_BYTES - _bytes_beside(sizes, weights)) // _bytes_of_row(sizes)
+    if drawn > max(most, SAMPLE):
+        raise UsageError(
+            f"expected a budget that {most:,} images and prompts can decide, which a pin of this "
+            f"model can have in {MOST_BYTES // 10**6} MB; found one that needs {drawn:,}",
+            remedy=f"Give limits of at most {decidable(most):g} for top1 and top5, or check "
+            "against the checkpoint in place of a pin: --reference.",
+        )
+
+
+def _bytes_of_row(sizes: Sizes) -> int:
+    """Return the bytes of an image and a prompt that only a budget judges."""
+    towers = sum(name in FEATURES for name in sizes.outputs)
+    return towers * (3 * sizes.embed_dim + 4) + 4 * sizes.context_length + _NAME
+
+
+def _bytes_beside(sizes: Sizes, weights: Fingerprints) -> int:
+    """Return the bytes of all else but prompts of further lengths."""
+    rows = sum(judged_rows().values())
+    names = sum(len(key) + _NAME for key in weights.keys)
+    arrays = weights.digests.nbytes + weights.values.nbytes
+    return rows * (4 * sizes.embed_dim + 4 * sizes.context_length + _NAME) + names + arrays
+
+
+def _fitting(rows: list[int], sizes: Sizes, drawn: int, weights: Fingerprints) -> list[int]:
+    """Return those prompts of further lengths that fit into a pin beside a sample, evenly spread:
+    all but for wide models."""
+    if "text_features" not in sizes.outputs:
+        return []
+    left = MOST_BYTES - _bytes_beside(sizes, weights) - drawn * _bytes_of_row(sizes)
+    most = max(0, left // (4 * sizes.embed_dim + 4 * sizes.context_length + _NAME))
+    return rows if len(rows) <= most else [rows[n * len(rows) // most] for n in range(most)]
 
 
 def _sizes(sizes: Sizes) -> dict[str, Any]:
@@ -124,24 +203,44 @@ class _Measured:
         scale: exp(logit_scale).
         exact: outputs in float64 of all batches.
         errors: by dtype and output, the error of each row of the judged batches.
+        lengths: text features in float64 of the prompts of further lengths.
+        by_length: by dtype, the error of each of these.
         missing: by dtype, why it cannot be run.
     """
 
     scale: float
     exact: Sequence[Named]
+    lengths: Array
     errors: dict[str, dict[str, Array]] = field(default_factory=dict)
+    by_length: dict[str, Array] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
 
 
 def _measure(
-    checkpoint: Checkpoint, device: torch.device, batches: Sequence[Batch], span: Span
+    checkpoint: Checkpoint,
+    device: torch.device,
+    batches: Sequence[Batch],
+    lengths: Batch,
+    rows: Sequence[int],
+    span: Span,
 ) -> _Measured:
     """Run the eager model in float64, and in each dtype.
+
+    Args:
+        lengths: prompts of every length, without images.
+        rows: those of them that are kept.
 
     Raises:
         RunError: it cannot be run in float32, or its outputs are not finite.
     """
     given = [(batch.pixels, batch.tokens) for batch in batches]
+    width = sizes_of(checkpoint.model).embed_dim
+    more = {"lengths": lengths.tokens} if rows else {}
+
+    def split(found: list[Named]) -> tuple[list[Named], Array]:
+        last = found.pop()["text_features"][rows] if rows else np.zeros((0, width))
+        return found, last
+
     parts = dict(zip(("float64", *LIMITS), span.split([16, 4, 4, 4]), strict=True))
     measured: _Measured | None = None
     for dtype in LIMITS:
@@ -149,12 +248,17 @@ def _measure(
             reference = sides.reference
             if measured is None:
                 parts["float64"].say(f"{checkpoint.path}: running the eager model in float64")
-                exact = reference.exact_outputs(given, parts["float64"].reach)
-                measured = _Measured(reference.scale, exact)
+                exact = reference.exact_outputs(given, parts["float64"].reach, **more)
+                measured = _Measured(reference.scale, *split(exact))
             parts[dtype].say(f"{checkpoint.path}: running the eager model in {dtype}")
             try:
-                own = reference.outputs(given[: len(SIZES) + BESIDE], parts[dtype].reach)
+                judged = given[: len(SIZES) + BESIDE]
+                own, last = split(reference.outputs(judged, parts[dtype].reach, **more))
                 measured.errors[dtype] = _errors(own, measured.exact)
+                name = "text_features"
+                two = ([{name: last}], [{name: measured.lengths}])
+                none = {name: np.zeros(0, dtype=np.float32)}
+                measured.by_length[dtype] = (_errors(*two) if rows else none)[name]
             except RunError as error:
                 if dtype == "float32":
                     raise

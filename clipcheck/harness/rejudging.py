@@ -8,11 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from clipcheck.errors import UsageError
-from clipcheck.gates.budget import inputs_for
+from clipcheck.gates.budget import RANKINGS, inputs_for
 from clipcheck.gates.distance import Ruler
 from clipcheck.gates.measured import measured
 from clipcheck.gates.registry import NAMES, aside, gates_in
-from clipcheck.gates.result import LOGITS, expected_outputs
+from clipcheck.gates.result import FEATURES, LOGITS, OUTPUTS, expected_outputs
+from clipcheck.gates.tolerances import Budget
 from clipcheck.harness.judging import Run, Trial, judge
 from clipcheck.harness.options import CheckOptions
 from clipcheck.results.judgement import Judgement, Result
@@ -61,7 +62,13 @@ def rejudge(
 def _judged(judgement: Judgement, kept: Kept, options: CheckOptions) -> Judgement:
     lossy = options.allowed_loss
     rows = sum(len(case.rows.get("image", ())) for case in kept.sample)
-    if lossy is not None and "budget" in options.gates and inputs_for(lossy) > rows:
+    needs_random = lossy is not None and not _covers(kept, lossy)
+    if (
+        lossy is not None
+        and needs_random
+        and "budget" in options.gates
+        and inputs_for(lossy) > rows
+    ):
         what = f"{rows} random images" if rows else "no random images, as without --budget"
         raise UsageError(
             f"expected outputs for {inputs_for(lossy):,} random images, which the budget "
@@ -69,6 +76,12 @@ def _judged(judgement: Judgement, kept: Kept, options: CheckOptions) -> Judgemen
             remedy="Check again, with this --budget and --keep-outputs.",
         )
     limits = replace(options.limits, sigmoid=judgement.limits.sigmoid)
+    if kept.own and limits != judgement.limits and "allclose" in options.gates:
+        raise UsageError(
+            "expected the --atol and --rtol of the check, which had your own images or prompts: of "
+            "their probabilities only the worst was kept",
+            remedy="Leave out both, add --ignore allclose, or check again with them.",
+        )
     # Without repeated rows, which ran only if their gate was selected, there is nothing to judge.
     chosen = [name for name in options.gates if kept.repeats or name != "repeatability"]
     trial = Trial((), (), (), kept.scale, kept.dtype, gates=chosen, budget=lossy, error=kept.error)
@@ -76,7 +89,7 @@ def _judged(judgement: Judgement, kept: Kept, options: CheckOptions) -> Judgemen
     others = [gate for gate in kept.others if gate.name in chosen]
     gates = sorted(
         (
-            *judge(trial, run, kept.evidence, None, limits),
+            *judge(trial, run, kept.evidence, None, limits, kept.own),
             *(others if lossy is None else map(aside, others)),
         ),
         key=lambda gate: NAMES.index(gate.name),
@@ -106,3 +119,17 @@ def _judged(judgement: Judgement, kept: Kept, options: CheckOptions) -> Judgemen
         return again
     # They explained a failure that is none by these limits.
     return replace(again, failing_example=None, localisation=None, alternative=None, known=())
+
+
+def _covers(kept: Kept, budget: Budget) -> bool:
+    """Whether the user's own data alone decide a budget."""
+    enough = inputs_for(budget)
+    samples = kept.own.samples if kept.own else {}
+    kinds = {OUTPUTS[name][0] for name in expected_outputs(kept.cases, FEATURES)}
+    ranked = [name for name in RANKINGS if getattr(budget, name) is not None]
+    return bool(kinds) and all(
+        kind in samples
+        and len(samples[kind].cosines) >= enough
+        and all(name in samples[kind].matches for name in ranked)
+        for kind in kinds
+    )

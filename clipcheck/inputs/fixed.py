@@ -5,7 +5,7 @@ take megabytes. They are drawn from the raw bits of PCG64, which numpy guarantee
 by arithmetic that IEEE 754 defines to the bit; so nothing here may resize, filter or call a random
 distribution. Prompts are kept as ids.
 
-All are 8-bit colours, so that a program that takes these gets the same images.
+Nearly all are 8-bit colours, so that a program that takes these gets the same images.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from clipcheck.inputs.batches import MOST_ROWS, Batch, Inputs, batches, length_of
+from clipcheck.inputs.batches import MOST_ROWS, Batch, Inputs, Pixels, batches, length_of
 from clipcheck.inputs.counts import EDGE_CASES
 from clipcheck.inputs.rules import ImageRules
 from clipcheck.inputs.subjects import (
@@ -29,11 +29,16 @@ from clipcheck.inputs.subjects import (
     picture_of_bytes,
 )
 
-SIZES = ((2, 1), (1, 2), (6, 7), (5, 8))
+SIZES = ((2, 1), (1, 2), (6, 7), (5, 8), (2, 1))
 """Images and prompts of the batches of edge cases."""
 
+COLOURS = 4
+"""Number of these batches whose images are 8-bit colours. The others have pixels that no colours
+give: zeros, and values beyond black and white."""
+
 SAMPLE = 100
-"""Images, and prompts, that are drawn at random: the least for the intervals of a budget."""
+"""Default number of images, and of prompts, that are drawn at random: the least for the intervals
+of a budget."""
 
 BESIDE = 2
 """Batches of random inputs that are judged together with the edge cases."""
@@ -56,22 +61,30 @@ class Prompts:
     names: tuple[str, ...]
 
 
-def counts() -> list[tuple[int, int]]:
-    """Return the numbers of images and prompts of each batch: the edge cases, then the sample."""
-    sample = [min(MOST_ROWS, SAMPLE - n) for n in range(0, SAMPLE, MOST_ROWS)]
+def counts(drawn: int) -> list[tuple[int, int]]:
+    """Return the numbers of images and prompts of each batch: the edge cases, then the sample.
+
+    Args:
+        drawn: images, and prompts, of the sample.
+    """
+    sample = [min(MOST_ROWS, drawn - n) for n in range(0, drawn, MOST_ROWS)]
     return [*SIZES, *((rows, rows) for rows in sample)]
 
 
-def draw_prompts(inputs: Inputs, seed: int) -> Prompts:
+def draw_prompts(inputs: Inputs, seed: int, drawn: int) -> Prompts:
     """Draw the prompts of a model: edge cases, and captions of the sample's images where there is
-    its tokenizer, otherwise random ids of any length."""
+    its tokenizer, otherwise random ids of any length.
+
+    Args:
+        drawn: prompts of the sample.
+    """
     few = sum(prompts for _, prompts in SIZES)
     edges = list(batches(EDGE_CASES, inputs, seed))
-    tokens = [row for batch in edges for row in batch.tokens][:few]
-    names = [name for batch in edges for name in batch.rows["prompt"]][:few]
+    rows = [row for each in edges for row in zip(each.tokens, each.rows["prompt"], strict=True)]
+    tokens, names = map(list, zip(*itertools.islice(itertools.cycle(rows), few), strict=True))
     generator = np.random.default_rng([seed, 5])
     texts = inputs.texts
-    for number in range(SAMPLE):
+    for number in range(drawn):
         length = int(generator.integers(min(2, inputs.room), inputs.room + 1))
         row = inputs.row([int(i) for i in generator.integers(texts.first, texts.last + 1, length)])
         name = f"{length_of(texts, row)} tokens"
@@ -91,39 +104,42 @@ def edge_cases(side: int, rules: ImageRules, seed: int, prompts: Prompts) -> lis
         rules: only mean and standard deviation matter.
         prompts: of all batches.
     """
-    return list(_batches(_edges(side, seed), counts()[: len(SIZES)], rules, prompts, (0, 0)))
+    given = ((name, _to_pixels(colours, rules)) for name, colours in _edges(side, seed))
+    images = itertools.chain(given, _beyond(side, _bits(seed, len(_EDGES))))
+    return list(_batches(images, SIZES, prompts, (0, 0)))
 
 
 def sample(side: int, rules: ImageRules, seed: int, prompts: Prompts) -> list[Batch]:
     """Return the batches of random inputs; the arguments are those of `edge_cases`."""
     images, texts = (sum(each) for each in zip(*SIZES, strict=True))
-    drawn = (_random(side, seed, number) for number in range(SAMPLE))
-    return list(_batches(drawn, counts()[len(SIZES) :], rules, prompts, (images, texts)))
+    rows = len(prompts.tokens) - texts
+    drawn = (_random(side, seed, number) for number in range(rows))
+    given = ((name, _to_pixels(colours, rules)) for name, colours in drawn)
+    return list(_batches(given, counts(rows)[len(SIZES) :], prompts, (images, texts)))
 
 
-def to_pixels(colours: Colours, rules: ImageRules) -> NDArray[np.float32]:
-    """Normalise colours [N, R, R, 3] to pixels [N, 3, R, R]."""
+def _to_pixels(colours: Colours, rules: ImageRules) -> Pixels:
+    """Normalise colours [R, R, 3] to pixels [3, R, R]."""
     mean, std = (
         np.array(each, dtype=np.float32).reshape(3, 1, 1) for each in (rules.mean, rules.std)
     )
-    shares = colours.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
+    shares = colours.transpose(2, 0, 1).astype(np.float32) / np.float32(255)
     return np.asarray((shares - mean) / std, dtype=np.float32)
 
 
 def _batches(
-    pictures: Iterator[tuple[str, Colours]],
+    pictures: Iterator[tuple[str, Pixels]],
     sizes: Sequence[tuple[int, int]],
-    rules: ImageRules,
     prompts: Prompts,
     seen: tuple[int, int],
 ) -> Iterator[Batch]:
     image, prompt = seen
     for images, texts in sizes:
-        names, colours = zip(*itertools.islice(pictures, images), strict=True)
+        names, pixels = zip(*itertools.islice(pictures, images), strict=True)
         rows = {"image": names, "prompt": prompts.names[prompt : prompt + texts]}
         tokens = prompts.tokens[prompt : prompt + texts]
         first = {"image": image, "prompt": prompt}
-        yield Batch(to_pixels(np.stack(colours), rules), tokens, rows, first)
+        yield Batch(np.stack(pixels), tokens, rows, first)
         image, prompt = image + images, prompt + texts
 
 
@@ -140,6 +156,15 @@ def _bits(seed: int, number: int) -> Bits:
 def _edges(side: int, seed: int) -> Iterator[tuple[str, Colours]]:
     for number, (name, draw) in enumerate(_EDGES.items()):
         yield name, draw(side, _bits(seed, number))
+
+
+def _beyond(side: int, bits: Bits) -> Iterator[tuple[str, Pixels]]:
+    """Yield pixels that no colours give."""
+    shape = (3, side, side)
+    yield "zeros", np.zeros(shape, dtype=np.float32)
+    wide = (bits(3 * side * side).astype(np.float32) - 128) / 32  # exact in every dtype
+    wide[0] = 0
+    yield "noise from -4 to 4, with a zero", wide.reshape(shape)
 
 
 def _random(side: int, seed: int, number: int) -> tuple[str, Colours]:
@@ -159,6 +184,7 @@ def _has_subject(number: int) -> bool:
 
 def _subject(seed: int, number: int) -> Subject:
     """Return the subject of an image of the sample."""
+    # The stream is that of another image, of which one byte tells nothing.
     (drawn,) = _bits(seed, len(_EDGES) + SAMPLE + number)(1)
     return SUBJECTS[int(drawn) % len(SUBJECTS)]
 

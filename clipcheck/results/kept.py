@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 
 from clipcheck.errors import OutputError, ResultsError
+from clipcheck.gates.budget import Sample
 from clipcheck.gates.integrity import Evidence
+from clipcheck.gates.own_results import Addition, OwnResults
 from clipcheck.gates.repeatability import Repeat
 from clipcheck.gates.result import Case, GateResult, Outputs
 from clipcheck.results import document
@@ -31,6 +33,7 @@ _RESULTS = "results.json"
 _FILE = r"\d+\.safetensors"
 _MOST_BYTES = 2 << 30
 _SIDES = ("candidate", "reference", "exact")
+_COSINES = "cosines"
 _GROUPS = ("cases", "lengths", "sample")
 _REMEDY = "Give a folder that `clipcheck check --keep-outputs DIR` wrote."
 
@@ -69,6 +72,7 @@ class _Header:
     repeats: tuple[_Repeat, ...]
     evidence: Evidence
     others: tuple[GateResult, ...]
+    own: Mapping[str, Addition] | None
 
 
 def write_kept(result: Result, folder: Path) -> None:
@@ -149,6 +153,9 @@ def _encoded(kept: Kept, name: str) -> bytes:
     for number, repeat in enumerate(kept.repeats):
         for output, array in repeat.outputs.items():
             arrays[f"repeats.{number}.{output}"] = array
+    for kind, sample in (kept.own.samples if kept.own else {}).items():
+        arrays[f"own.{kind}.{_COSINES}"] = sample.cosines
+        arrays |= {f"own.{kind}.{each}": values for each, values in sample.matches.items()}
     header = _Header(
         name,
         kept.dtype,
@@ -160,6 +167,7 @@ def _encoded(kept: Kept, name: str) -> bytes:
         tuple(_Repeat(each.what, each.number, each.rows, each.names) for each in kept.repeats),
         kept.evidence,
         kept.others,
+        None if kept.own is None else dict(kept.own.additions),
     )
     return encode(_KIND, SCHEMA, vars(header), arrays)
 
@@ -202,8 +210,18 @@ def _decoded(data: bytes, name: str) -> Kept:
         repeats=repeats,
         evidence=header.evidence,
         others=header.others,
+        own=None if header.own is None else OwnResults(header.own, _samples(arrays)),
         **groups,
     )
+
+
+def _samples(arrays: Mapping[str, Array]) -> dict[str, Sample]:
+    found = {}
+    for kind in ("image", "prompt"):
+        figures = _below(arrays, f"own.{kind}.")
+        if figures:
+            found[kind] = Sample(figures.pop(_COSINES), figures)
+    return found
 
 
 def _whole(case: _Case, arrays: Mapping[str, Array]) -> Case:

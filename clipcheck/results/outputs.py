@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from clipcheck.gates.integrity import Evidence
+from clipcheck.gates.own_results import OwnResults
 from clipcheck.gates.repeatability import Repeat
 from clipcheck.gates.result import Case, GateResult
 
@@ -24,6 +25,7 @@ class Kept:
         sample: the random inputs of the gate ``budget``.
         evidence: what else the gate ``integrity`` judged.
         others: results of the gates that need more than outputs, which no limit changes.
+        own: results over the user's own data, of which only figures are kept.
     """
 
     dtype: str
@@ -35,3 +37,4 @@ class Kept:
     sample: Sequence[Case]
     evidence: Evidence
     others: tuple[GateResult, ...]
+    own: OwnResults | None = None

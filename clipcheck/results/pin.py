@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from clipcheck._version import __version__
 from clipcheck.errors import PinError
 from clipcheck.families.sizes import Sizes
+from clipcheck.gates.fingerprints import DTYPES, VALUES, Fingerprints
 from clipcheck.gates.metrics import unit
 from clipcheck.gates.result import FEATURES, LOGITS, OUTPUTS
 from clipcheck.gates.tolerances import LIMITS
-from clipcheck.inputs.batches import Batch
+from clipcheck.inputs.batches import MOST_ROWS, Batch
 from clipcheck.inputs.digest import digest
-from clipcheck.inputs.fixed import BESIDE, SIZES, Prompts, counts, edge_cases, sample
+from clipcheck.inputs.fixed import BESIDE, COLOURS, Prompts, counts, edge_cases, sample
 from clipcheck.inputs.rules import ImageRules, TextRules
 from clipcheck.results.document import convert_to
 from clipcheck.results.sealed import Array, bytes_of, decode, encode
@@ -31,11 +32,18 @@ from clipcheck.writers.output import replacing
 SCHEMA = 1
 _KIND = "pin"
 
-_MOST_BYTES = 64 << 20
-"""Largest file that is read."""
+MOST_BYTES = 1_000_000
+"""Largest pin that is written."""
+
+_MOST_READ = 64 << 20
+"""Most bytes of a file that is read."""
 
 _MOST_SIDE = 4096
 """Most pixels along a side of an image."""
+
+_MIDDLE = 1 << 23
+"""Integer of 0 in a feature of the sample, which has 24 bits: each row has its own scale, and only
+the gate ``budget`` compares it."""
 
 _REMEDY = "Give a file that `clipcheck pin` wrote, or write it again."
 
@@ -71,6 +79,10 @@ class Header:
         seed: of the inputs.
         inputs: digests of the edge cases and of the sample.
         prompts: description of each prompt.
+        lengths: description of each of the prompts of other lengths.
+        parameters: number of the model's.
+        keys: of its weights whose fingerprints it has.
+        shapes: of these.
         missing: by dtype in which the eager model cannot be run, why.
     """
 
@@ -95,6 +107,10 @@ class Header:
     seed: int
     inputs: tuple[str, str]
     prompts: tuple[str, ...]
+    lengths: tuple[str, ...]
+    parameters: int
+    keys: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
     missing: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -114,25 +130,50 @@ class Header:
 
 
 @dataclass(frozen=True)
+class PinnedLengths:
+    """Prompts of further lengths, K of them.
+
+    Attributes:
+        tokens: ids, int32 [K, L].
+        features: text features in float64, rounded to float32 [K, E].
+        errors: by dtype, the root mean square error of the eager model for each, float32 [K].
+    """
+
+    tokens: NDArray[np.int32]
+    features: NDArray[np.float32]
+    errors: Mapping[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
 class Pin:
     """A pin.
 
     Attributes:
         header: all but arrays.
         tokens: ids of all prompts, int32 [M, L].
-        features: by name, of all images or prompts in float64, rounded to float32 [rows, E].
+        features: by name, of all images or prompts in float64, rounded to float32 [rows, E]; the
+            rows that only the gate ``budget`` judges to 24 bits.
         errors: by dtype and output, the root mean square error of the eager model in that dtype,
             for each row of the judged batches, float32 [rows].
+        lengths: prompts of the lengths that the judged batches do not have.
+        weights: fingerprints of the model's weights.
     """
 
     header: Header
     tokens: NDArray[np.int32]
     features: Mapping[str, NDArray[np.float32]]
     errors: Mapping[str, Mapping[str, NDArray[np.float32]]]
+    lengths: PinnedLengths
+    weights: Fingerprints
 
-    def batches(self) -> list[Batch]:
-        """Return the batches that all gates judge: edge cases and some of the sample."""
-        return [*self._drawn(0), *self._drawn(1)[:BESIDE]]
+    def batches(self, *, colours: bool = False) -> list[Batch]:
+        """Return the batches that all gates judge: edge cases and some of the sample.
+
+        Args:
+            colours: whether only images that 8-bit colours give.
+        """
+        edges = self._drawn(0)
+        return [*edges[: COLOURS if colours else None], *self._drawn(1)[:BESIDE]]
 
     def sample(self) -> list[Batch]:
         """Return the random inputs of the gate ``budget``."""
@@ -182,10 +223,19 @@ class Pin:
         found = {}
         for name, array in exact.items():
             first = batch.first_rows[OUTPUTS[name][0]]
-            errors = self.errors[dtype][name][first : first + len(array)].astype(np.float64)
-            signs = np.where(np.arange(array.shape[1]) % 2, -1.0, 1.0)
-            found[name] = array + errors[:, np.newaxis] * signs
+            found[name] = _apart(array, self.errors[dtype][name][first : first + len(array)])
         return found
+
+    def text_features_by_length(self, dtype: str) -> tuple[Array, Array]:
+        """Return the text features of `lengths` with the eager model's error in a dtype, as by
+        `eager`, and in float64."""
+        exact = self.lengths.features.astype(np.float64)
+        return _apart(exact, self.lengths.errors[dtype]), exact
+
+
+def _apart(array: Array, errors: NDArray[np.float32]) -> NDArray[np.float64]:
+    signs = np.where(np.arange(array.shape[1]) % 2, -1.0, 1.0)
+    return np.asarray(array + errors.astype(np.float64)[:, np.newaxis] * signs)
 
 
 def write_pin(pin: Pin, path: Path) -> None:
@@ -194,9 +244,14 @@ def write_pin(pin: Pin, path: Path) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    data = encode(_KIND, SCHEMA, vars(pin.header), _arrays(pin))
+    data = pin_bytes(pin)
     with replacing(path) as temporary:
         temporary.write_bytes(data)
+
+
+def pin_bytes(pin: Pin) -> bytes:
+    """Return the contents of a pin's file."""
+    return encode(_KIND, SCHEMA, vars(pin.header), _arrays(pin))
 
 
 def read_pin(path: Path) -> Pin:
@@ -206,7 +261,7 @@ def read_pin(path: Path) -> Pin:
         PinError: it is no pin, damaged, or of another schema.
     """
     try:
-        return _pin(*decode(bytes_of(path, _MOST_BYTES), _KIND, SCHEMA))
+        return _pin(*decode(bytes_of(path, _MOST_READ), _KIND, SCHEMA))
     except OSError as error:
         reason = f"it cannot be read ({error.strerror or error})"
     except ValueError as error:
@@ -217,47 +272,98 @@ def read_pin(path: Path) -> Pin:
 def _pin(plain: Mapping[str, Any], arrays: Mapping[str, Array]) -> Pin:
     head = convert_to(plain, Header)
     _require_shapes(head, arrays)
-    features = {name: arrays[name] for name in FEATURES if name in head.outputs}
-    errors = {
-        dtype: {name: arrays[f"{dtype}.{name}"] for name in head.outputs}
-        for dtype in LIMITS
-        if dtype not in head.missing
-    }
-    return Pin(head, arrays["tokens"], features, errors)
+    there = [dtype for dtype in LIMITS if dtype not in head.missing]
+    features = {}
+    for name in FEATURES:
+        if name in head.outputs:
+            scale = arrays[f"sample.{name}.scale"][:, np.newaxis]
+            rest = _from_24_bits(arrays[f"sample.{name}"]) * scale
+            features[name] = np.concatenate([arrays[name], rest.astype(np.float32)])
+    return Pin(
+        head,
+        arrays["tokens"].astype(np.int32),
+        features,
+        {dtype: {name: arrays[f"{dtype}.{name}"] for name in head.outputs} for dtype in there},
+        PinnedLengths(
+            arrays["lengths.tokens"].astype(np.int32),
+            arrays["lengths.features"],
+            {dtype: arrays[f"{dtype}.lengths"] for dtype in there},
+        ),
+        Fingerprints(head.keys, head.shapes, arrays["weights.digests"], arrays["weights.values"]),
+    )
+
+
+def judged_rows() -> dict[str, int]:
+    """Return the numbers of images and of prompts that all gates judge."""
+    few = map(sum, zip(*counts(BESIDE * MOST_ROWS), strict=True))
+    return dict(zip(("image", "prompt"), few, strict=True))
 
 
 def _require_shapes(head: Header, arrays: Mapping[str, Array]) -> None:
     """Raise if an array is missing, has another shape, or numbers that cannot be."""
-    rows = dict(zip(("image", "prompt"), map(sum, zip(*counts(), strict=True)), strict=True))
-    few = [sum(each[kind] for each in counts()[: len(SIZES) + BESIDE]) for kind in (0, 1)]
-    judged = dict(zip(rows, few, strict=True))
+    judged, prompts = judged_rows(), len(head.prompts)
+    rest = prompts - judged["prompt"]
     kinds = {name: OUTPUTS[name][0] for name in head.outputs if name in OUTPUTS}
+    of_features = [name for name in kinds if name in FEATURES]
+    many, width = len(head.lengths), head.embed_dim
     wanted: dict[str, tuple[int, ...]] = {
-        "tokens": (rows["prompt"], head.context_length),
-        **{name: (rows[kinds[name]], head.embed_dim) for name in kinds if name in FEATURES},
-        **{
-            f"{dtype}.{name}": (judged[kind],)
-            for dtype in LIMITS
-            if dtype not in head.missing
-            for name, kind in kinds.items()
-        },
+        "tokens": (prompts, head.context_length),
+        **{name: (judged[kinds[name]], width) for name in of_features},
+        **{f"sample.{name}": (rest, width, 3) for name in of_features},
+        **{f"sample.{name}.scale": (rest,) for name in of_features},
+        "lengths.tokens": (many, head.context_length),
+        "lengths.features": (many, width),
+        "weights.digests": (len(head.keys), len(DTYPES)),
+        "weights.values": (len(head.keys), VALUES),
     }
+    for dtype in LIMITS:
+        if dtype not in head.missing:
+            wanted |= {f"{dtype}.{name}": (judged[kind],) for name, kind in kinds.items()}
+            wanted[f"{dtype}.lengths"] = (many,)
     found = {name: array.shape for name, array in arrays.items()}
-    if found != wanted or not kinds or len(head.prompts) != rows["prompt"]:
+    if found != wanted or not kinds or rest < 0 or len(head.keys) != len(head.shapes):
         raise ValueError("it does not have the arrays of its header")
     if not all(np.isfinite(array).all() for array in arrays.values()):
         raise ValueError("it has numbers that are not finite")
     if not 0 < head.image_resolution <= _MOST_SIDE:
         raise ValueError(f"its images have {head.image_resolution} pixels a side")
-    tokens = arrays["tokens"]
-    if tokens.dtype != np.int32 or tokens.min() < 0 or tokens.max() >= head.vocab_size:
-        raise ValueError("its prompts have numbers that are no ids")
+    for tokens in (arrays["tokens"], arrays["lengths.tokens"]):
+        ids = tokens.astype(np.int64)
+        if tokens.dtype.kind not in "iu" or ((ids < 0) | (ids >= head.vocab_size)).any():
+            raise ValueError("its prompts have numbers that are no ids")
 
 
 def _arrays(pin: Pin) -> dict[str, Array]:
-    errors = {
-        f"{dtype}.{name}": array
-        for dtype, several in pin.errors.items()
-        for name, array in several.items()
+    judged = judged_rows()
+    found: dict[str, Array] = {
+        "tokens": _narrow(pin.tokens),
+        "lengths.tokens": _narrow(pin.lengths.tokens),
+        "lengths.features": pin.lengths.features,
+        "weights.digests": pin.weights.digests,
+        "weights.values": pin.weights.values,
     }
-    return {"tokens": pin.tokens, **pin.features, **errors}
+    for name, array in pin.features.items():
+        first = judged[OUTPUTS[name][0]]
+        found[name], rest = array[:first], array[first:]
+        scale = np.abs(rest).max(axis=1, keepdims=True, initial=1e-30) / np.float32(_MIDDLE - 2)
+        found[f"sample.{name}"] = _to_24_bits(rest / scale.astype(np.float64))
+        found[f"sample.{name}.scale"] = scale[:, 0]
+    for dtype, several in pin.errors.items():
+        found |= {f"{dtype}.{name}": array for name, array in several.items()}
+        found[f"{dtype}.lengths"] = pin.lengths.errors[dtype]
+    return found
+
+
+def _to_24_bits(values: Array) -> NDArray[np.uint8]:
+    """Round numbers to integers, [..., 3] with the lowest bits first."""
+    integers = np.rint(values.astype(np.float64)).clip(1 - _MIDDLE, _MIDDLE - 1) + _MIDDLE
+    return integers.astype("<u4")[..., np.newaxis].view(np.uint8)[..., :3]
+
+
+def _from_24_bits(found: NDArray[np.uint8]) -> NDArray[np.float64]:
+    return found @ np.array([1.0, 1 << 8, 1 << 16]) - _MIDDLE
+
+
+def _narrow(tokens: NDArray[np.int32]) -> Array:
+    """Return ids in 16 bits if they fit."""
+    return tokens.astype(np.uint16) if tokens.max(initial=0) <= 0xFFFF else tokens

@@ -12,7 +12,7 @@ def test_a_pin_is_written_and_the_same_checkpoint_agrees_with_it(
     path = tmp_path / "model.pin"
     made = run("pin", minute_archive, "-o", path, "--seed", 4, "--isolation", "none")
     assert made.code == 0
-    assert made.out == f"{path}: 70 kB, features of 114 images and 118 prompts\n"
+    assert made.out == f"{path}: 64 kB, features of 116 images and 119 prompts\n"
     assert read_pin(path).header.seed == 4
     done = run("check", minute_archive, "--pinned", path, "--isolation", "none", "--quiet")
     assert done.code == 0

@@ -13,7 +13,6 @@ import pytest
 
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.errors import ResultsError, UsageError
-from clipcheck.harness.options import CheckOptions
 from clipcheck.harness.rejudging import rejudge
 from clipcheck.results.kept import read_kept
 from clipcheck.testing import check
@@ -98,8 +97,6 @@ def test_a_folder_of_other_files_is_neither_written_nor_read(
     (folder / "mine.txt").touch()
     with pytest.raises(ResultsError, match="it has no outputs, or other files"):
         read_kept(folder)
-    with pytest.raises(UsageError, match="--images or --prompts beside --keep-outputs"):
-        CheckOptions(keep_outputs=folder, images="photos")
 
 
 def test_nothing_is_kept_of_a_check_that_compared_nothing(

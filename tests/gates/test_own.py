@@ -75,7 +75,7 @@ def measured(given: Images, *, exactly: bool = False, lossy: bool = False) -> Ow
 
 
 def fidelity(found: OwnMeasures) -> GateResult:
-    return found.add_to(GateResult("fidelity", True, "others agree", {}, 0.1))
+    return found.results().add_to(GateResult("fidelity", True, "others agree", {}, 0.1))
 
 
 def test_no_row_is_further_than_its_bound() -> None:
@@ -133,9 +133,9 @@ def test_a_wrong_match_is_named_and_probabilities_are_asserted() -> None:
     other = Candidates("abcd", same.candidate[[1, 0, 2, 3]], same.reference, same.reference)
     found.match("image", other, 0, same)
     for name in ("top1", "allclose"):
-        result = found.add_to(GateResult(name, True, "others agree", {}, 0.0))
+        result = found.results().add_to(GateResult(name, True, "others agree", {}, 0.0))
         assert not result.passed
-    message = found.add_to(GateResult("top1", True, "others agree")).message
+    message = found.results().add_to(GateResult("top1", True, "others agree")).message
     assert message.startswith("2 of 4 rows of own data differ: ")
     assert "a matches b in place of a" in message or "b matches a in place of b" in message
 
@@ -146,7 +146,7 @@ def test_a_gate_that_is_only_measured_is_still_judged_on_own_data() -> None:
     some = Candidates.of(NAME, [given.case(slice(4), exactly=False)], "abcd")
     found.match("image", some, 0, some)
     aside = GateResult("allclose", True, "cannot fail", {}, 3.0, judged=False)
-    result = found.add_to(aside)
+    result = found.results().add_to(aside)
     assert (result.passed, result.judged) == (True, True)
     assert result.margin < 1
 
@@ -165,8 +165,8 @@ def test_with_a_budget_the_worst_have_the_least_cosines() -> None:
     found = measured(images(errors), lossy=True)
     assert found.found().exact == 0
     assert found.found().worst[0].name == "50"
-    assert len(found.samples()["image"].cosines) == ROWS
-    assert found.samples()["image"].matches == {}
+    assert len(found.results().samples["image"].cosines) == ROWS
+    assert found.results().samples["image"].matches == {}
 
 
 @pytest.mark.parametrize(("prompts", "names"), [(3, ["top1"]), (104, ["top1", "top5", "spearman"])])
@@ -177,6 +177,6 @@ def test_ranks_among_few_rows_are_not_judged_by_a_budget(prompts: int, names: li
     case = Case(sides, sides, sides, {"prompt": tuple(map(str, range(prompts)))})
     found.add("prompt", case, texts, None)
     found.match("image", found.candidates("image"), 0, found.candidates("prompt"))
-    matches = found.samples()["image"].matches
+    matches = found.results().samples["image"].matches
     assert list(matches) == names
     assert matches["top1"].mean() == 1

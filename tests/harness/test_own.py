@@ -13,8 +13,10 @@ from torch import Tensor
 import clipcheck
 from clipcheck.audit.faults.conditional import for_images
 from clipcheck.checkpoints.checkpoint import Format
+from clipcheck.errors import UsageError
 from clipcheck.gates.result import GateResult
 from clipcheck.harness import own
+from clipcheck.harness.rejudging import rejudge
 from clipcheck.harness.replaying import replay
 from clipcheck.inputs.rules import MEAN, STD
 from clipcheck.report import evidence
@@ -82,8 +84,16 @@ def check(path: Path, **options: object) -> Result:
 
 
 @pytest.fixture(scope="module")
-def found(archives: dict[str, Path], photos: Path, labels: Path) -> dict[str, Result]:
-    return {name: check(path, images=photos, prompts=labels) for name, path in archives.items()}
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("kept")
+
+
+@pytest.fixture(scope="module")
+def found(archives: dict[str, Path], photos: Path, labels: Path, kept: Path) -> dict[str, Result]:
+    return {
+        name: check(path, images=photos, prompts=labels, keep_outputs=kept / name)
+        for name, path in archives.items()
+    }
 
 
 def only(result: Result) -> Judgement:
@@ -113,6 +123,14 @@ def test_all_that_can_be_read_is_compared(found: dict[str, Result], archives: ob
     assert gate(result, "repeatability").figures["own"]["moved"] < 1
 
 
+def test_what_was_kept_gives_the_same_gates_again(found: dict[str, Result], kept: Path) -> None:
+    for name, before in found.items():
+        assert only(rejudge(kept / name)).gates == only(before).gates
+    with pytest.raises(UsageError, match="expected the --atol and --rtol of the check"):
+        rejudge(kept / "sound", atol=0.1)
+    assert rejudge(kept / "sound", atol=0.1, ignore=["allclose", "modules"]).passed
+
+
 def test_reports_show_the_worst_and_what_was_left_out(found: dict[str, Result]) -> None:
     result = found["sound"]
     told = " ".join(render(result).split())
@@ -138,6 +156,15 @@ def test_a_failing_image_is_named_saved_and_replayed(
     kept = evidence.keep_inputs(result, tmp_path).judgements[0]
     assert kept.failing_example is not None
     assert kept.failing_example.own == name
+    # Only its first pixel matters: the others have one colour, but for a sixteenth of the side.
+    assert kept.failing is not None
+    assert kept.failing.first is not None
+    before, after = (
+        each.images[0].getcolors() for each in (kept.failing.first, kept.failing.example)
+    )
+    assert max(after)[0] > 0.9 * sum(count for count, _ in after)
+    assert len(after) < len(before)
+    assert f"shrunk from {name}," in " ".join(render(result).split())
     assert kept.saved is not None
     assert not replay(Path(kept.saved), device="cpu", isolation="none").passed
     sound = str(archives["sound"])
@@ -202,5 +229,8 @@ def test_a_budget_is_judged_over_own_data_if_there_is_enough(tmp_path: Path, pho
     many.mkdir()
     for number in range(101):
         Image.open(photos / "1.jpg").rotate(number).save(many / f"{number}.png")
-    message = gate(check(path, images=many, **options), "budget").message
+    kept = tmp_path / "kept"
+    message = gate(check(path, images=many, keep_outputs=kept, **options), "budget").message
     assert "over 101 own images and 100 rows of random inputs" in message
+    again = gate(rejudge(kept, budget="cosine=0.99"), "budget").message
+    assert "(limit 0.99); over 101 own images and 100 rows of random inputs" in again

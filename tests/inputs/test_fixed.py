@@ -9,6 +9,7 @@ from clipcheck.families.registry import sizes_of
 from clipcheck.inputs.batches import Inputs
 from clipcheck.inputs.digest import digest
 from clipcheck.inputs.fixed import (
+    COLOURS,
     SAMPLE,
     SIZES,
     Prompts,
@@ -20,7 +21,7 @@ from clipcheck.inputs.fixed import (
 from clipcheck.inputs.rules import CLIP_IMAGES
 from tests.samples import MINUTE
 
-ROWS = sum(prompts for _, prompts in counts())
+ROWS = sum(prompts for _, prompts in counts(SAMPLE))
 BLANK = Prompts(np.zeros((ROWS, 8), dtype=np.int32), ("",) * ROWS)
 
 
@@ -28,7 +29,7 @@ def test_the_inputs_of_older_pins_can_still_be_drawn() -> None:
     # Where these differ, no pin that was written before can be used any more.
     found = [draw(33, CLIP_IMAGES, 3, BLANK) for draw in (edge_cases, sample)]
     assert [digest(each) for each in found] == [
-        "2cb66b382ba6f8f9f88acb0f58d77b88",
+        "7c25f798994f8f65109347a48e8c6f1a",
         "e141a18e66f9ddf42597097c85da02b8",
     ]
 
@@ -40,14 +41,27 @@ def test_another_seed_draws_as_many_other_inputs() -> None:
     assert len({row.tobytes() for batch in one for row in batch.pixels}) == SAMPLE
 
 
+def test_a_larger_sample_begins_with_the_smaller_one() -> None:
+    few, more = (draw_prompts(Inputs(32, 77, 49408, 4), 0, rows) for rows in (SAMPLE, SAMPLE + 9))
+    drawn = [sample(32, CLIP_IMAGES, 0, each) for each in (few, more)]
+    first, longer = (np.concatenate([b.pixels for b in each]) for each in drawn)
+    assert len(longer) == SAMPLE + 9
+    assert np.array_equal(longer[:SAMPLE], first)
+    assert np.array_equal(more.tokens[: len(few.tokens)], few.tokens)
+
+
 def test_a_program_that_takes_colours_gets_the_same_images() -> None:
     given = Input("pixels", "pixels", "uint8", sizes_of(MINUTE), colours=True)
-    for batch in edge_cases(32, CLIP_IMAGES, 0, BLANK):
+    found = edge_cases(32, CLIP_IMAGES, 0, BLANK)
+    for batch in found[:COLOURS]:
         assert np.array_equal(given.seen(batch.pixels), batch.pixels)
+    (beyond,) = found[COLOURS:]
+    assert not beyond.pixels[0].any()
+    assert np.abs(beyond.pixels[1]).max() > 2.2
 
 
 def test_prompts_are_captions_if_the_tokenizer_is_available() -> None:
-    drawn = draw_prompts(Inputs(32, 77, 49408, 4), 0)
+    drawn = draw_prompts(Inputs(32, 77, 49408, 4), 0, SAMPLE)
     assert drawn.tokens.shape == (ROWS, 77)
     (batch, *_) = sample(32, CLIP_IMAGES, 0, drawn)
     colour, shape = batch.rows["image"][0].split()
@@ -56,6 +70,6 @@ def test_prompts_are_captions_if_the_tokenizer_is_available() -> None:
     assert batch.first_rows == {
         kind: sum(n) for kind, n in zip(batch.rows, zip(*SIZES, strict=True), strict=True)
     }
-    ids = draw_prompts(Inputs(32, 16, 900, 4), 0)
+    ids = draw_prompts(Inputs(32, 16, 900, 4), 0, SAMPLE)
     assert ids.tokens.max() == 899
     assert not any("'" in name for name in ids.names)

@@ -12,22 +12,28 @@ import numpy as np
 import pytest
 
 from clipcheck.errors import PinError
+from clipcheck.gates.fingerprints import fingerprints_of
 from clipcheck.gates.metrics import row_rms
 from clipcheck.gates.result import FEATURES, LOGITS, OUTPUTS
+from clipcheck.gates.weights import Stored
 from clipcheck.inputs.digest import digest
-from clipcheck.inputs.fixed import BESIDE, SIZES, Prompts, counts, edge_cases, sample
+from clipcheck.inputs.fixed import SAMPLE, Prompts, counts, edge_cases, sample
 from clipcheck.inputs.rules import CLIP_IMAGES
-from clipcheck.results.pin import Header, Ids, Pin, read_pin, write_pin
+from clipcheck.results.pin import (
+    Header,
+    Ids,
+    Pin,
+    PinnedLengths,
+    judged_rows,
+    read_pin,
+    write_pin,
+)
 
 SIDE, WIDTH, LENGTH, VOCABULARY = 16, 8, 6, 50
-IMAGES, PROMPTS = map(sum, zip(*counts(), strict=True))
-JUDGED = dict(
-    zip(
-        ("image", "prompt"),
-        map(sum, zip(*counts()[: len(SIZES) + BESIDE], strict=True)),
-        strict=True,
-    )
-)
+IMAGES, PROMPTS = map(sum, zip(*counts(SAMPLE), strict=True))
+JUDGED = judged_rows()
+TWO = np.array([1e-6, 2e-6], dtype=np.float32)
+WEIGHTS = fingerprints_of([("a.weight", Stored(np.eye(3, dtype=np.float32), "float32"))])
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +64,10 @@ def pin() -> Pin:
         seed=0,
         inputs=(inputs[0], inputs[1]),
         prompts=names,
+        lengths=("one token", "two tokens"),
+        parameters=1000,
+        keys=tuple(WEIGHTS.keys),
+        shapes=tuple(WEIGHTS.shapes),
         missing={"float16": "it overflows"},
     )
     features = {
@@ -68,7 +78,11 @@ def pin() -> Pin:
         name: generator.random(JUDGED[kinds[0]], dtype=np.float32) * np.float32(1e-6)
         for name, kinds in OUTPUTS.items()
     }
-    return Pin(header, tokens, features, {"float32": errors, "bfloat16": errors})
+    lengths = PinnedLengths(
+        tokens[:2], features["text_features"][:2], dict.fromkeys(("float32", "bfloat16"), TWO)
+    )
+    by_dtype = {"float32": errors, "bfloat16": errors}
+    return Pin(header, tokens, features, by_dtype, lengths, WEIGHTS)
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +102,14 @@ def test_a_pin_is_read_back_as_it_was_written(pin: Pin, written: bytes, tmp_path
     found = read(written, tmp_path)
     assert found.header == pin.header
     assert np.array_equal(found.tokens, pin.tokens)
-    for name in FEATURES:
-        assert np.array_equal(found.features[name], pin.features[name])
+    for name, kind in zip(FEATURES, ("image", "prompt"), strict=True):
+        judged = slice(JUDGED[kind])
+        assert np.array_equal(found.features[name][judged], pin.features[name][judged])
+        # The others are rounded to 24 bits.
+        apart = np.linalg.norm(found.features[name] - pin.features[name], axis=1)
+        assert 0 < apart.max() < 1e-6
+    assert np.array_equal(found.lengths.features, pin.lengths.features)
+    assert np.array_equal(found.weights.digests, pin.weights.digests)
     assert found.errors.keys() == {"float32", "bfloat16"}
     assert found.header.sizes.texts.end == 49
 
