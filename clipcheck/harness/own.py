@@ -19,6 +19,7 @@ from clipcheck.gates.own import Candidates, OwnFound, OwnMeasures
 from clipcheck.gates.result import OUTPUTS, Case, in_form
 from clipcheck.harness.search.probe import Probe
 from clipcheck.harness.search.probe import worst as worst_measure
+from clipcheck.harness.search.reduction import reduce
 from clipcheck.inputs.examples import Example, Frontend, batch, ids_of, spelled
 from clipcheck.inputs.own import IMAGES, PROMPTS, OwnData, OwnKind, OwnRows, Skipped
 from clipcheck.inputs.preprocess import picture_of
@@ -140,19 +141,22 @@ class OwnRun:
         return hashlib.blake2b(f"{others} {self.digest}".encode(), digest_size=16).hexdigest()
 
     def failing(self, probe: Probe) -> Failing | None:
-        """Return the worst row that is beyond its limit, as it is: nothing smaller is known to
-        fail. None if no features are."""
+        """Return the worst row that is beyond its limit: the smallest part of it that fails alone,
+        or if it fails only among others, the row as it is. None if no features are."""
         worst = self.measures.worst_failing()
         if worst is None:
             return None
         (kind, kept), frontend = worst, self.frontend
         if kind == "image":
-            example = Example(images=(frontend.image_of(kept.given),))
+            first = example = Example(images=(frontend.image_of(kept.given),))
         else:
-            example = spelled(Example(prompts=(ids_of(kept.given, frontend.texts),)), frontend)
-        given = batch(example, frontend)
+            example = Example(prompts=(ids_of(kept.given, frontend.texts),))
+            first = spelled(example, frontend)
+        found = reduce(example, probe, frontend)
+        given = batch(found or first, frontend)
         named = replace(given, rows={**given.rows, kind: (kept.name,)})
-        return Failing(example, worst_measure(probe.measure(named)), shrunk=False, own=kept.name)
+        measure = worst_measure(probe.measure(named))
+        return Failing(found or first, measure, found is not None, first, own=kept.name)
 
 
 def run_own(

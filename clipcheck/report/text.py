@@ -230,7 +230,8 @@ def failing_lines(judgement: Judgement) -> list[str]:
     if failing is None:
         return []
     what = "smallest input" if failing.shrunk else "a batch"
-    what = f"own data, {failing.own}," if failing.own is not None else what
+    if failing.own is not None:
+        what = f"own data, {'shrunk from ' if failing.shrunk else ''}{failing.own},"
     lines = wrapped(f"{what} that fails: {listed(failing.images, failing.prompts)}", _INDENT)
     lines += wrapped(failing.message, _INDENT)
     if failing.saved is not None:

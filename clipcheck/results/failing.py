@@ -46,7 +46,7 @@ class FailingExample:
         output: with the greatest error.
         message: the error.
         saved: folder of the saved input, or None.
-        own: name of the user's own image or prompt that it is, or None.
+        own: name of the user's own image or prompt that it is, or was shrunk from, or None.
     """
 
     images: tuple[str, ...]
@@ -85,8 +85,8 @@ class Failing:
         shrunk: whether it is the smallest that Hypothesis found, or a whole batch of the check.
         first: the input before shrinking.
         saved: folder of the saved input, or None.
-        own: name of the user's own image or prompt that it is, or None. An image is as it is
-            preprocessed, at the resolution of the model.
+        own: name of the user's own image or prompt that it is, or was shrunk from, or None. An
+            image is as it is preprocessed, at the resolution of the model.
     """
 
     example: Example

@@ -318,8 +318,10 @@ def _shown_inputs(judgement: Judgement, side: int) -> list[_Input]:
     if failing is None:
         return []
     last = "The smallest failing input" if failing.shrunk else "A failing batch"
-    last = failing.own if failing.own is not None else last
-    titles = ["As drawn", last][-len(_inputs(judgement)) :]
+    first = "As drawn"
+    if failing.own is not None:
+        first, last = failing.own, "Shrunk" if failing.shrunk else failing.own
+    titles = [first, last][-len(_inputs(judgement)) :]
     return [
         _Input(
             title,
