@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 from clipcheck.cli import options
 from clipcheck.cli.output import print_line
@@ -27,9 +28,8 @@ def pin(
     seed: options.InputSeed = CheckOptions.seed,
     budget: Annotated[
         str | None,
-        options.inputs(
-            metavar="B",
-            help="Have as many random inputs as this budget of `clipcheck check` needs.",
+        options.option(
+            "budget", help="Have as many random inputs as this budget of `clipcheck check` needs."
         ),
     ] = None,
     quiet: options.Quiet = False,
