@@ -114,7 +114,7 @@ def report_backends(found: dict[str, Any], folder: Path | None) -> None:
     passes = ", ".join(f"{count} {kind}" for kind, count in found["passes"].items())
     print(f"{found['whole']:.1f} s in all. Passes over all inputs: {passes}.\n")
     shared = {p: sum(of.get(p, 0.0) for of in every.values()) for p in SHARED}
-    columns = [*OWN, "gates", "frontends"]
+    columns = [*OWN, "gates", "preprocessing"]
     with table("check-backends", ["of", *SHARED, *columns, "in all"], folder) as row:
 
         def add(what: str, spent: Mapping[str, float]) -> None:

@@ -18,11 +18,11 @@ import numpy as np
 from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings, target
 from hypothesis.strategies import SearchStrategy
 
-from clipcheck.inputs.examples import Frontend
+from clipcheck.inputs.examples import Preprocessing
 from clipcheck.inputs.strategies import images, prompts, token_ids
 
 EXAMPLES = 100
-FRONTEND = Frontend(resolution=32, context_length=77)
+PREPROCESSING = Preprocessing(resolution=32, context_length=77)
 
 Excess = Callable[[np.ndarray], float]
 
@@ -54,8 +54,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=12)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    pixels = images(max_side=128).map(FRONTEND.pixels)
-    tokens = prompts().map(FRONTEND.tokens) | token_ids()
+    pixels = images(max_side=128).map(PREPROCESSING.pixels)
+    tokens = prompts().map(PREPROCESSING.tokens) | token_ids()
     print("| fault | found without guidance | with |")
     print("|---|---|---|")
     totals = [0, 0]

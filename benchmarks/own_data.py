@@ -39,12 +39,12 @@ from clipcheck.backends.modules import ModuleBackend
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.harness.checking import check
 from clipcheck.harness.judging import inputs_of
-from clipcheck.inputs.examples import Frontend
+from clipcheck.inputs.examples import Preprocessing
 from clipcheck.inputs.own import OwnData, Skipped
 from clipcheck.models.loader import load_checkpoint_both
 path, images = sys.argv[1:]
 checkpoint, device = open_checkpoint(path), torch.device("cpu")
-frontend = Frontend.of(inputs_of(checkpoint.architecture))
+preprocessing = Preprocessing.of(inputs_of(checkpoint.architecture))
 def plain():
     both = load_checkpoint_both(checkpoint, device)
     sides = [
@@ -52,7 +52,7 @@ def plain():
         for name, model in (("jit", both.jit_model), ("eager", both.eager_model))
     ]
     started = time.perf_counter()
-    for rows in OwnData.of(images, None).rows("image", frontend, Skipped()):
+    for rows in OwnData.of(images, None).rows("image", preprocessing, Skipped()):
         for side in sides:
             side.encode_image(rows.array)
     return time.perf_counter() - started

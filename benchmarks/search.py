@@ -31,19 +31,19 @@ from clipcheck.gates.top1 import top1
 from clipcheck.gates.fidelity import fidelity
 from clipcheck.gates.tolerances import LIMITS, Allclose
 from clipcheck.inputs.counts import EDGE_CASES
-from clipcheck.inputs.examples import Frontend, packed
+from clipcheck.inputs.examples import Preprocessing, packed
 from clipcheck.harness.judging import Stopwatch, Trial, inputs_of
 from clipcheck.models.loader import load_checkpoint_both
 from clipcheck.harness.search.source import Source
 checkpoint, device = open_checkpoint(sys.argv[1]), torch.device("cpu")
 both = load_checkpoint_both(checkpoint, device)
 inputs, examples = inputs_of(checkpoint.architecture), int(sys.argv[2])
-frontend = Frontend(inputs.resolution, inputs.context_length)
+preprocessing = Preprocessing(inputs.resolution, inputs.context_length)
 candidate = ModuleBackend("jit", both.jit_model, device)
 reference = Reference(both.eager_model, checkpoint.architecture, device)
 def draw():
     random = Source(inputs, "benchmark", 0).draw(examples)
-    return list(packed(random.images, random.prompts, frontend, {"image": 0, "prompt": 0}))
+    return list(packed(random.images, random.prompts, preprocessing, {"image": 0, "prompt": 0}))
 """
 
 DRAWN = """

@@ -15,7 +15,7 @@ from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.errors import UnfitError
 from clipcheck.gates.integrity import Evidence
 from clipcheck.gates.result import ENCODERS, LOGITS
-from clipcheck.inputs.examples import Frontend
+from clipcheck.inputs.examples import Preprocessing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -126,7 +126,7 @@ class Backend(ABC):
         takes_weights: whether `in_float` can be called.
         name: in results and reports.
         size: bytes of the artefact that it runs, or None.
-        frontend: preprocessing and tokenizer with the candidate's own dimensions, or None.
+        preprocessing: preprocessing and tokenizer with the candidate's own dimensions, or None.
         patched: constants of its code that were rewritten, or None.
         lacks: outputs that its model does not have, such as logits of a single tower.
         rounded: by key, the dtype of a weight that its program stores in fewer bits than it
@@ -151,7 +151,7 @@ class Backend(ABC):
 
     name: str
     size: int | None = None
-    frontend: Frontend | None = None
+    preprocessing: Preprocessing | None = None
     patched: Patched | None = None
     lacks: frozenset[str] = frozenset()
     seen: Callable[[Pixels], Pixels] | None = None

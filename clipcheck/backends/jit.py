@@ -26,7 +26,7 @@ from clipcheck.checkpoints.records import MappedFile, Records
 from clipcheck.errors import RunError
 from clipcheck.gates.integrity import Evidence
 from clipcheck.gates.result import ENCODERS, LOGITS, OUTPUTS
-from clipcheck.inputs.examples import Frontend
+from clipcheck.inputs.examples import Preprocessing
 from clipcheck.system import torchscript_support
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ class Archive(ModuleBackend):
         self._sizes = source.sizes
         self._fixed: dict[str, Sizes] = {}
         if not isinstance(source.checkpoint.model, LibraryArchitecture):
-            self.frontend = _frontend_of(facts, self._sizes)
+            self.preprocessing = _preprocessing_of(facts, self._sizes)
 
     @property
     def runner(self) -> ByName:
@@ -280,11 +280,11 @@ class Archive(ModuleBackend):
         return (tuple(found.values()) if isinstance(found, dict) else found), wrong
 
 
-def _frontend_of(facts: Facts, sizes: HasSizes) -> Frontend:
-    """Return the frontend with the archive's own dimensions, or with those of its weights if it has
-    none, as some converted archives."""
+def _preprocessing_of(facts: Facts, sizes: HasSizes) -> Preprocessing:
+    """Return the preprocessing with the archive's own dimensions, or with those of its weights if
+    it has none, as some converted archives."""
     resolution, length = facts.input_resolution, facts.context_length
-    return Frontend(
+    return Preprocessing(
         sizes.image_resolution if resolution is None else resolution,
         sizes.context_length if length is None else length,
     )

@@ -35,7 +35,7 @@ from clipcheck.harness.sides import (
 )
 from clipcheck.inputs.batches import Inputs, every_length, for_modules, population
 from clipcheck.inputs.dealing import BRIEF
-from clipcheck.inputs.examples import Example, Frontend
+from clipcheck.inputs.examples import Example, Preprocessing
 from clipcheck.results.judgement import EAGER, Judgement, Result
 
 
@@ -228,7 +228,7 @@ class _Comparison:
             return draw(wanted, self.rules)
         inputs = self.rows.inputs
         source = Source(inputs, self.candidate.name, options.seed)
-        return Drawn(list(self.rows.batches()), 0, Example(), source, Frontend.of(inputs))
+        return Drawn(list(self.rows.batches()), 0, Example(), source, Preprocessing.of(inputs))
 
     def _trial(self, reference: OpenReference, drawn: Drawn) -> Trial:
         """Run the reference."""
@@ -246,7 +246,7 @@ class _Comparison:
             self.watch,
             lengths=None if rules is None else every_length(rules, options.seed),
             outputs=self.reference.model.outputs,
-            texts=drawn.frontend.texts,
+            texts=drawn.preprocessing.texts,
             effort=effort_for(inputs, size) if inputs and size else BRIEF,
             gates=options.gates,
             budget=lossy,
@@ -298,7 +298,7 @@ class _Comparison:
             architecture=None if sizes is None else sizes.dimensions,
         )
         if any(gate.name == "top1" and not gate.passed for gate in gates):
-            pictures = drawn.frontend.images
+            pictures = drawn.preprocessing.images
             judged = replace(judged, mismatch=find_mismatch(trial, run.cases, pictures))
         if judged.passed or trial.budget is not None or changed:
             return judged

@@ -13,7 +13,7 @@ from PIL import Image
 
 from clipcheck.errors import UsageError
 from clipcheck.inputs.batches import MOST_ROWS, Batch, Inputs, Pixels, Tokens
-from clipcheck.inputs.examples import Frontend
+from clipcheck.inputs.examples import Preprocessing
 from clipcheck.inputs.rules import ImageRules, TextRules
 
 Images: TypeAlias = "Sequence[Image.Image] | NDArray[Any] | Any"
@@ -60,8 +60,8 @@ def given_rows(images: Images, prompts: Prompts, inputs: Inputs | None) -> Given
         UsageError: they are something else, or of other sizes than the model's, or raw and the
             model does not tell its rules.
     """
-    frontend = None if inputs is None else Frontend.of(inputs)
-    pixels, tokens = _pixels(images, frontend), _tokens(prompts, frontend)
+    preprocessing = None if inputs is None else Preprocessing.of(inputs)
+    pixels, tokens = _pixels(images, preprocessing), _tokens(prompts, preprocessing)
     if inputs is None:
         inputs = _inputs(pixels, tokens)
     found = (pixels.shape[-1], tokens.shape[1], int(tokens.max()) < inputs.vocab_size)
@@ -75,7 +75,7 @@ def given_rows(images: Images, prompts: Prompts, inputs: Inputs | None) -> Given
     return Given(pixels, tokens, inputs)
 
 
-def _pixels(images: Images, frontend: Frontend | None) -> Pixels:
+def _pixels(images: Images, preprocessing: Preprocessing | None) -> Pixels:
     several = list(images) if isinstance(images, list | tuple) else None
     if several and all(isinstance(each, str | os.PathLike) for each in several):
         raise UsageError(
@@ -83,9 +83,9 @@ def _pixels(images: Images, frontend: Frontend | None) -> Pixels:
             remedy="Open them: images=[PIL.Image.open(path) for path in paths].",
         )
     if several and all(isinstance(each, Image.Image) for each in several):
-        if frontend is None:
+        if preprocessing is None:
             raise _not_told("images", "pictures")
-        return np.stack([frontend.pixels(each) for each in several])
+        return np.stack([preprocessing.pixels(each) for each in several])
     found = _array(images, "images")
     if found.ndim != 4 or found.shape[1] != 3 or found.dtype.kind != "f" or not found.size:
         raise UsageError(
@@ -96,12 +96,12 @@ def _pixels(images: Images, frontend: Frontend | None) -> Pixels:
     return np.ascontiguousarray(found, dtype=np.float32)
 
 
-def _tokens(prompts: Prompts, frontend: Frontend | None) -> Tokens:
+def _tokens(prompts: Prompts, preprocessing: Preprocessing | None) -> Tokens:
     several = list(prompts) if isinstance(prompts, list | tuple) else None
     if several and all(isinstance(each, str) for each in several):
-        if frontend is None:
+        if preprocessing is None:
             raise _not_told("prompts", "texts")
-        return np.stack([frontend.tokens(each) for each in several])
+        return np.stack([preprocessing.tokens(each) for each in several])
     found = _array(prompts, "prompts")
     if found.ndim != 2 or found.dtype.kind not in "iu" or not found.size:
         raise UsageError(

@@ -331,7 +331,7 @@ class Judge:
             candidate = build(choice, bench.source)
         trial = bench.trial_seen_by(candidate, watch)
         with candidate:
-            unlike = bench.drawn.unlike(candidate.frontend) if candidate.frontend else ()
+            unlike = bench.drawn.unlike(candidate.preprocessing) if candidate.preprocessing else ()
             verdict = judge_candidate(
                 trial,
                 candidate,
@@ -376,8 +376,8 @@ class Judge:
                 draft.add(**_layers(trial, bench, candidate, verdict, watch))
             elif not draft.judgement.passed:
                 self._explain(draft, bench, trial, candidate, verdict, ruler, watch)
-        with watch.phase("frontends"):
-            draft.add(**self._frontends(bench, choice))
+        with watch.phase("preprocessing"):
+            draft.add(**self._preprocessing(bench, choice))
         if not verdict.intact:
             bench.renew()
         seconds = {**bench.seconds_once(), **watch.seconds}
@@ -386,7 +386,7 @@ class Judge:
         del candidate
         gc.collect()  # a program's graph is a reference cycle that keeps its weights
 
-    def _frontends(self, bench: _Bench, choice: Choice) -> dict[str, object]:
+    def _preprocessing(self, bench: _Bench, choice: Choice) -> dict[str, object]:
         """Compare the backend's own preprocessing and tokenizer; an error does not change the
         verdict."""
         from clipcheck.harness.preprocessing.comparing import compare
@@ -399,11 +399,11 @@ class Judge:
         try:
             candidates = of(choice.name, source.checkpoint, source.scratch)
             raw = drawn.random
-            found = compare(candidates, raw.images, raw.prompts, drawn.frontend)
+            found = compare(candidates, raw.images, raw.prompts, drawn.preprocessing)
         except ClipcheckError as error:
-            _log.debug("%s: frontends were not compared", choice, exc_info=True)
-            return {"frontends_problem": str(error)}
-        return {"frontends": tuple(found)}
+            _log.debug("%s: preprocessing was not compared", choice, exc_info=True)
+            return {"preprocessing_problem": str(error)}
+        return {"preprocessing": tuple(found)}
 
     def _explain(
         self,
@@ -417,7 +417,7 @@ class Judge:
     ) -> None:
         """Add the smallest failing input, the row of a different best match, and the departure."""
         if any(gate.name == "top1" and not gate.passed for gate in verdict.gates):
-            rules = bench.drawn.frontend.images
+            rules = bench.drawn.preprocessing.images
             draft.add(mismatch=find_mismatch(trial, verdict.run.cases, rules))
         if verdict.intact:
             standing = bench.reference_for(candidate).standing()
@@ -469,8 +469,8 @@ class Judge:
         """Find where the candidate departs; an error does not change the verdict."""
         suspect = None
         if judged.failing is not None:
-            frontend = candidate.frontend or bench.drawn.frontend
-            given = batch(judged.failing.example, frontend)
+            preprocessing = candidate.preprocessing or bench.drawn.preprocessing
+            given = batch(judged.failing.example, preprocessing)
             suspect = Suspect(given, judged.failing.measure.output)
         try:
             if not intact:
@@ -520,9 +520,9 @@ class _Bench:
         self._options = options
         self._own = None
         if own:
-            frontend = replace(self.drawn.frontend, texts=inputs.texts)
+            preprocessing = replace(self.drawn.preprocessing, texts=inputs.texts)
             exactly = self.source.dtype != "float32"
-            self._own = Own(own, frontend, self._eager, exactly)
+            self._own = Own(own, preprocessing, self._eager, exactly)
         self.trial = self._trial(self.drawn.batches, self._watch, self.reference, _unchanged)
 
     def trial_seen_by(self, candidate: Backend, watch: Stopwatch) -> Trial:

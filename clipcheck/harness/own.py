@@ -20,7 +20,7 @@ from clipcheck.gates.result import OUTPUTS, Case, in_form
 from clipcheck.harness.search.probe import Probe
 from clipcheck.harness.search.probe import worst as worst_measure
 from clipcheck.harness.search.reduction import reduce
-from clipcheck.inputs.examples import Example, Frontend, batch, ids_of, spelled
+from clipcheck.inputs.examples import Example, Preprocessing, batch, ids_of, spelled
 from clipcheck.inputs.own import IMAGES, PROMPTS, OwnData, OwnKind, OwnRows, Skipped
 from clipcheck.inputs.preprocess import picture_of
 from clipcheck.results.failing import Failing
@@ -105,13 +105,13 @@ class Own:
     """The user's data, for all candidates of a trial.
 
     Attributes:
-        frontend: the eager model's preprocessing and tokenizer.
+        preprocessing: the eager model's preprocessing and tokenizer.
         eager: its features.
         exactly: whether all rows run in float64; else only those for which it may matter.
     """
 
     data: OwnData
-    frontend: Frontend
+    preprocessing: Preprocessing
     eager: EagerFeatures
     exactly: bool
 
@@ -124,7 +124,7 @@ class OwnRun:
         measures: for the gates.
         found: for reports.
         digest: of all inputs.
-        frontend: the eager model's preprocessing and tokenizer.
+        preprocessing: the eager model's preprocessing and tokenizer.
         failures: why batches could not be run.
         pictures: the worst images as preprocessed, each with its name.
     """
@@ -132,7 +132,7 @@ class OwnRun:
     measures: OwnMeasures
     found: OwnFound
     digest: str
-    frontend: Frontend
+    preprocessing: Preprocessing
     failures: tuple[str, ...] = ()
     pictures: tuple[tuple[str, Image.Image], ...] = ()
 
@@ -146,14 +146,14 @@ class OwnRun:
         worst = self.measures.worst_failing()
         if worst is None:
             return None
-        (kind, kept), frontend = worst, self.frontend
+        (kind, kept), preprocessing = worst, self.preprocessing
         if kind == "image":
-            first = example = Example(images=(frontend.image_of(kept.given),))
+            first = example = Example(images=(preprocessing.image_of(kept.given),))
         else:
-            example = Example(prompts=(ids_of(kept.given, frontend.texts),))
-            first = spelled(example, frontend)
-        found = reduce(example, probe, frontend)
-        given = batch(found or first, frontend)
+            example = Example(prompts=(ids_of(kept.given, preprocessing.texts),))
+            first = spelled(example, preprocessing)
+        found = reduce(example, probe, preprocessing)
+        given = batch(found or first, preprocessing)
         named = replace(given, rows={**given.rows, kind: (kept.name,)})
         measure = worst_measure(probe.measure(named))
         return Failing(found or first, measure, found is not None, first, own=kept.name)
@@ -215,7 +215,7 @@ class _Run:
             )
         others = self._others(kind) if kind == "image" else None
         ran = 0
-        for rows in self.own.data.rows(kind, self.own.frontend, self.skipped):
+        for rows in self.own.data.rows(kind, self.own.preprocessing, self.skipped):
             if not self._measure(rows, others):
                 break
             ran += len(rows.names)
@@ -328,7 +328,7 @@ class _Run:
             skipped_files=tuple(self.skipped.named),
             truncated=self.skipped.truncated,
         )
-        rules = self.own.frontend.images
+        rules = self.own.preprocessing.images
         pictures = [
             (kept.name, picture_of(kept.given, rules)) for kept in self.measures.kept("image")
         ]
@@ -336,7 +336,7 @@ class _Run:
             self.measures,
             found,
             self._digest.hexdigest(),
-            self.own.frontend,
+            self.own.preprocessing,
             tuple(self.failures),
             tuple(pictures),
         )

@@ -24,7 +24,7 @@ from clipcheck.harness.judging import Stopwatch, Trial, inputs_of
 from clipcheck.harness.search.probe import Probe, worst
 from clipcheck.harness.search.saved import Saved, read
 from clipcheck.inputs.batches import MOST_ROWS, Inputs, batches
-from clipcheck.inputs.examples import Example, Frontend, batch, describe_prompt
+from clipcheck.inputs.examples import Example, Preprocessing, batch, describe_prompt
 from clipcheck.results.failing import Measure
 from clipcheck.system.progress import Progress, Span, say_import, silent
 
@@ -106,7 +106,7 @@ def replay(
     _require_fit(saved.example, inputs, path)
     choice = parse(saved.backend, own=False)
     require_runs(choice, subject)
-    given = batch(saved.example, Frontend.of(inputs))
+    given = batch(saved.example, Preprocessing.of(inputs))
     with (
         cell_for(subject, target, apart) as cell,
         opened_sides(

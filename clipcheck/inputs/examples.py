@@ -54,7 +54,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Frontend:
+class Preprocessing:
     """Preprocessing and tokenizer of a model.
 
     Attributes:
@@ -70,7 +70,7 @@ class Frontend:
     texts: TextRules = CLIP_TEXTS
 
     @classmethod
-    def of(cls, inputs: Inputs) -> Frontend:
+    def of(cls, inputs: Inputs) -> Preprocessing:
         """Return the preprocessing and tokenizer for these inputs."""
         texts = inputs.of_texts or CLIP_TEXTS
         return cls(inputs.resolution, inputs.context_length, inputs.images, texts)
@@ -121,7 +121,7 @@ class Frontend:
 
 
 def ids_of(tokens: Tokens, texts: TextRules | None = None) -> tuple[int, ...]:
-    """Return the ids of a row up to its end, for `Frontend.tokens`.
+    """Return the ids of a row up to its end, for `Preprocessing.tokens`.
 
     Args:
         tokens: the row [L].
@@ -131,8 +131,8 @@ def ids_of(tokens: Tokens, texts: TextRules | None = None) -> tuple[int, ...]:
     return tuple(int(token) for token in tokens[:length])
 
 
-def unlike(one: Frontend, other: Frontend, example: Example) -> Iterator[str]:
-    """Yield descriptions of the differences between two frontends on the same raw inputs."""
+def unlike(one: Preprocessing, other: Preprocessing, example: Example) -> Iterator[str]:
+    """Describe how two kinds of preprocessing differ on the same raw inputs."""
     if one != other:
         # Do not try: a file may have any number, and large images need much memory.
         yield (
@@ -151,23 +151,27 @@ def unlike(one: Frontend, other: Frontend, example: Example) -> Iterator[str]:
             yield f"tokenizing refuses {describe_prompt(prompt)} in other words"
 
 
-def spelled(example: Example, frontend: Frontend) -> Example:
+def spelled(example: Example, preprocessing: Preprocessing) -> Example:
     """Return the example with texts in place of ids, if a text gives exactly these ids."""
-    return Example(example.images, tuple(_spelled(prompt, frontend) for prompt in example.prompts))
+    return Example(
+        example.images, tuple(_spelled(prompt, preprocessing) for prompt in example.prompts)
+    )
 
 
-def _spelled(prompt: Prompt, frontend: Frontend) -> Prompt:
-    if isinstance(prompt, str) or frontend.texts.tokenizer is None:
+def _spelled(prompt: Prompt, preprocessing: Preprocessing) -> Prompt:
+    if isinstance(prompt, str) or preprocessing.texts.tokenizer is None:
         return prompt
-    text = frontend.texts.tokenizer.spell(prompt)
-    return text if np.array_equal(frontend.tokens(text), frontend.tokens(prompt)) else prompt
+    text = preprocessing.texts.tokenizer.spell(prompt)
+    return (
+        text if np.array_equal(preprocessing.tokens(text), preprocessing.tokens(prompt)) else prompt
+    )
 
 
-def storable(image: Image.Image, frontend: Frontend) -> Image.Image:
+def storable(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
     """Return the image if a PNG file can store it, else the preprocessed image."""
     if image.mode in _PNG_MODES:
         return from_png(to_png(image))
-    seen = frontend.image_of(frontend.pixels(image))
+    seen = preprocessing.image_of(preprocessing.pixels(image))
     flat = seen.getcolors(maxcolors=1)
     return Image.new("RGB", (1, 1), flat[0][1]) if flat else seen
 
@@ -207,7 +211,7 @@ def prompts_beside(images: int) -> int:
 def packed(
     images: Sequence[Image.Image],
     prompts: Sequence[Prompt],
-    frontend: Frontend,
+    preprocessing: Preprocessing,
     first_rows: Mapping[str, int],
 ) -> Iterator[Batch]:
     """Yield batches of at most `MOST_ROWS` images, and never of as many prompts.
@@ -215,7 +219,7 @@ def packed(
     Args:
         images: at least one.
         prompts: at least one; used in turn, and again from the first.
-        frontend: converts them.
+        preprocessing: converts them.
         first_rows: by ``image`` and ``prompt``, the number of rows in earlier batches.
     """
     left, texts = iter(images), itertools.cycle(prompts)
@@ -224,24 +228,26 @@ def packed(
         example = Example(
             tuple(itertools.islice(left, n)), tuple(itertools.islice(texts, _beside(n)))
         )
-        yield batch(example, frontend, seen)
+        yield batch(example, preprocessing, seen)
         seen = {"image": seen["image"] + n, "prompt": seen["prompt"] + _beside(n)}
 
 
 def batch(
-    example: Example, frontend: Frontend, first_rows: Mapping[str, int] = MappingProxyType({})
+    example: Example,
+    preprocessing: Preprocessing,
+    first_rows: Mapping[str, int] = MappingProxyType({}),
 ) -> Batch:
     """Return the example as one batch; without images or prompts, it has no such rows."""
     rows = {
         "image": tuple(describe_image(image) for image in example.images),
         "prompt": tuple(describe_prompt(prompt) for prompt in example.prompts),
     }
-    side = frontend.resolution
-    pixels = np.array([frontend.pixels(image) for image in example.images], dtype=np.float32)
-    tokens = np.array([frontend.tokens(prompt) for prompt in example.prompts], dtype=np.int32)
+    side = preprocessing.resolution
+    pixels = np.array([preprocessing.pixels(image) for image in example.images], dtype=np.float32)
+    tokens = np.array([preprocessing.tokens(prompt) for prompt in example.prompts], dtype=np.int32)
     return Batch(
         pixels.reshape(-1, 3, side, side),
-        tokens.reshape(-1, frontend.context_length),
+        tokens.reshape(-1, preprocessing.context_length),
         rows,
         dict(first_rows),
     )

@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 
 from clipcheck.errors import UsageError, first_line
 from clipcheck.inputs.batches import MOST_ROWS, Pixels, length_of
-from clipcheck.inputs.examples import MOST_ASPECT, Frontend, describe_prompt
+from clipcheck.inputs.examples import MOST_ASPECT, Preprocessing, describe_prompt
 
 OwnKind = Literal["image", "prompt"]
 
@@ -102,11 +102,13 @@ class OwnData:
         """Return the number of files, or of prompts."""
         return len(self.files if kind == "image" else self.prompts)
 
-    def rows(self, kind: OwnKind, frontend: Frontend, skipped: Skipped) -> Iterator[OwnRows]:
+    def rows(
+        self, kind: OwnKind, preprocessing: Preprocessing, skipped: Skipped
+    ) -> Iterator[OwnRows]:
         """Yield all rows of a kind in batches of at most `MOST_ROWS`, read when they are asked for.
 
         Args:
-            frontend: converts them.
+            preprocessing: converts them.
             skipped: what cannot be read or is cut is added there.
 
         Raises:
@@ -116,7 +118,7 @@ class OwnData:
         names: list[str] = []
         arrays: list[NDArray[Any]] = []
         first = 0
-        for name, array in read(frontend, skipped):
+        for name, array in read(preprocessing, skipped):
             names.append(name)
             arrays.append(array)
             if len(names) == MOST_ROWS:
@@ -126,17 +128,19 @@ class OwnData:
         if names:
             yield OwnRows(kind, first, tuple(names), np.stack(arrays))
 
-    def _pixels(self, frontend: Frontend, skipped: Skipped) -> Iterator[tuple[str, Pixels]]:
+    def _pixels(
+        self, preprocessing: Preprocessing, skipped: Skipped
+    ) -> Iterator[tuple[str, Pixels]]:
         for name in self.files:
             try:
-                yield name, read_pixels(Path(self.folder or "") / name, frontend)
+                yield name, read_pixels(Path(self.folder or "") / name, preprocessing)
             except ValueError as error:
                 skipped.add(name, str(error))
 
     def _tokens(
-        self, frontend: Frontend, skipped: Skipped
+        self, preprocessing: Preprocessing, skipped: Skipped
     ) -> Iterator[tuple[str, NDArray[np.int32]]]:
-        tokenizer, length = frontend.texts.tokenizer, frontend.context_length
+        tokenizer, length = preprocessing.texts.tokenizer, preprocessing.context_length
         if self.prompts and tokenizer is None:
             raise UsageError(
                 f"{PROMPTS}: expected a model with a tokenizer at hand, found one whose ids are "
@@ -144,10 +148,10 @@ class OwnData:
                 remedy=f"Put its tokenizer.json into its folder, or leave {PROMPTS} out.",
             )
         for line, text in self.prompts:
-            tokens = frontend.tokens(text)
-            if tokenizer is not None and length_of(frontend.texts, tokens) == length:
+            tokens = preprocessing.tokens(text)
+            if tokenizer is not None and length_of(preprocessing.texts, tokens) == length:
                 longer = tokenizer.row(text, length + 1)
-                skipped.truncated += length_of(frontend.texts, longer) > length
+                skipped.truncated += length_of(preprocessing.texts, longer) > length
             yield f"line {line}, {describe_prompt(text)}", tokens
 
     def stamp(self) -> str:
@@ -202,7 +206,7 @@ def list_images(folder: Path) -> list[str]:
     return found
 
 
-def read_pixels(path: Path, frontend: Frontend) -> Pixels:
+def read_pixels(path: Path, preprocessing: Preprocessing) -> Pixels:
     """Read an image and preprocess it, float32 [3, R, R].
 
     As in the reference implementation, the orientation in EXIF data is not applied.
@@ -217,7 +221,7 @@ def read_pixels(path: Path, frontend: Frontend) -> Pixels:
                 short, long = sorted(image.size)
                 if long > MOST_ASPECT * short:
                     raise ValueError(f"one side is more than {MOST_ASPECT} times the other")
-                return frontend.pixels(image)
+                return preprocessing.pixels(image)
     except UnidentifiedImageError as error:
         raise ValueError("no image") from error
     # Pillow raises nearly any exception on a damaged file.

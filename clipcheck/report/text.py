@@ -19,7 +19,7 @@ from clipcheck.gates.alternative import equals
 from clipcheck.gates.result import GateResult
 from clipcheck.harness.replaying import Replayed
 from clipcheck.inputs.examples import describe, listed
-from clipcheck.report import agreement, alternative, frontends, isolation, own, patched
+from clipcheck.report import agreement, alternative, isolation, own, patched, preprocessing
 from clipcheck.report.cells import command, padded, shortened, visible, wrapped
 from clipcheck.report.places import measured, named
 from clipcheck.report.verdict import verdict, worst_first
@@ -78,7 +78,7 @@ def report(result: Result, *, rerun: Sequence[str] = (), advise: bool = True) ->
     steps = _next(result, rerun) if advise else []
     remedied = _judgement_with_remedy(result) if advise else None
     blocks = [_block(judgement, remedied is not judgement) for judgement in shown]
-    end = _end(result, steps, _frontends(result.judgements))
+    end = _end(result, steps, _preprocessing(result.judgements))
     return Text("\n\n").join(_joined(block) for block in [*blocks, *end])
 
 
@@ -256,13 +256,13 @@ def _used(gate: GateResult) -> str:
     return "<1%" if gate.margin < 0.01 else percent(gate.margin, "")
 
 
-def _frontends(judgements: Sequence[Judgement]) -> Lines:
+def _preprocessing(judgements: Sequence[Judgement]) -> Lines:
     """Report how other libraries preprocess and tokenize; no part of the verdict."""
     told = []
     for each in judgements:
-        told += frontends.lines(each.frontends)
-        if each.frontends_problem is not None:
-            problem = each.frontends_problem.removeprefix(f"{each.backend}: ")
+        told += preprocessing.lines(each.preprocessing)
+        if each.preprocessing_problem is not None:
+            problem = each.preprocessing_problem.removeprefix(f"{each.backend}: ")
             told += wrapped(f"not compared for {each.backend}: {problem}", rest=_INDENT)
     return _texts(["Raw inputs (not part of the verdict):", *told]) if told else []
 

@@ -16,11 +16,11 @@ from clipcheck.backends.names import OF_ARCHIVES
 from clipcheck.checkpoints.inspection import Patched
 from clipcheck.gates.alternative import Departure
 from clipcheck.gates.budget import LayerCost
-from clipcheck.gates.frontends import FrontendResult
 from clipcheck.gates.localisation import Place
 from clipcheck.gates.measured import Measured
 from clipcheck.gates.modules import Coverage
 from clipcheck.gates.own import OwnFound
+from clipcheck.gates.preprocessing import PreprocessingResult
 from clipcheck.gates.result import GateResult
 from clipcheck.gates.tolerances import Allclose
 from clipcheck.results.configuration import Configuration
@@ -159,9 +159,9 @@ class Findings:
         layers: by quantised weight, its part of the error, the most first; empty without a budget.
         layers_problem: why these could not be measured, or None.
         own: the user's own images and prompts, or None without any.
-        frontends: comparison of the backend's own preprocessing and tokenizer; no part of the
+        preprocessing: comparison of the backend's own preprocessing and tokenizer; no part of the
             verdict.
-        frontends_problem: why these could not be compared, or None.
+        preprocessing_problem: why these could not be compared, or None.
     """
 
     gates: tuple[GateResult, ...] = ()
@@ -177,8 +177,8 @@ class Findings:
     layers: tuple[LayerCost, ...] = ()
     layers_problem: str | None = None
     own: OwnFound | None = None
-    frontends: tuple[FrontendResult, ...] = ()
-    frontends_problem: str | None = None
+    preprocessing: tuple[PreprocessingResult, ...] = ()
+    preprocessing_problem: str | None = None
 
     @property
     def departures(self) -> tuple[Place, ...]:

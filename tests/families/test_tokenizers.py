@@ -24,7 +24,7 @@ from clipcheck.harness.options import CheckOptions
 from clipcheck.harness.replaying import replay
 from clipcheck.inputs.batches import batches, classic
 from clipcheck.inputs.counts import EDGE_CASES
-from clipcheck.inputs.examples import Example, Frontend, spelled
+from clipcheck.inputs.examples import Example, Preprocessing, spelled
 from clipcheck.inputs.words import PIECES
 from clipcheck.report import evidence
 from clipcheck.writers.library import write_folder
@@ -132,9 +132,9 @@ def folder_of(case: str, folder: Path) -> LibraryArchitecture:
 @pytest.mark.parametrize("case", CASES)
 def test_rows_are_those_of_the_folder_s_own_library(case: str, tmp_path: Path) -> None:
     model = folder_of(case, tmp_path / "m")
-    frontend, theirs = Frontend.of(inputs_of(model)), CASES[case][2](tmp_path / "m")
+    preprocessing, theirs = Preprocessing.of(inputs_of(model)), CASES[case][2](tmp_path / "m")
     for text in TEXTS:
-        row, expected = frontend.tokens(text), theirs(text)
+        row, expected = preprocessing.tokens(text), theirs(text)
         assert row.dtype == np.int32
         assert row.tolist() == expected or expected is None, text
     assert sizes_of(model).summary.startswith("ids by the folder's ")
@@ -145,13 +145,15 @@ def test_texts_are_encoded_and_decoded(tmp_path: Path) -> None:
     inputs = inputs_of(folder_of("chinese_clip", tmp_path / "m"))
     names = [n for batch in batches(EDGE_CASES, inputs, 0) for n in batch.rows["prompt"]]
     assert sum(name[0] in "'\"" for name in names) == 1
-    frontend = Frontend.of(inputs)
+    preprocessing = Preprocessing.of(inputs)
     given = classic(inputs)
     assert given.rows["prompt"] == ("'a diagram'", "'a dog'", "'a cat'")
-    assert given.tokens[1].tolist() == frontend.tokens("a dog").tolist()
-    ids = tuple(frontend.tokens("a dog").tolist())[:6]
-    told = spelled(Example(prompts=(ids, (1, 9, 9))), frontend).prompts
-    assert [frontend.tokens(each).tolist() for each in told[:1]] == [frontend.tokens(ids).tolist()]
+    assert given.tokens[1].tolist() == preprocessing.tokens("a dog").tolist()
+    ids = tuple(preprocessing.tokens("a dog").tolist())[:6]
+    told = spelled(Example(prompts=(ids, (1, 9, 9))), preprocessing).prompts
+    assert [preprocessing.tokens(each).tolist() for each in told[:1]] == [
+        preprocessing.tokens(ids).tolist()
+    ]
     assert isinstance(told[0], str)
 
 
@@ -222,5 +224,5 @@ def test_a_bad_tokenizer_is_reported_in_one_line(
     model = folder_of("siglip", tmp_path / "m")
     spoil(tmp_path / "m")
     with pytest.raises(kind, match=told) as caught:
-        Frontend.of(inputs_of(model)).tokens("a zebra")
+        Preprocessing.of(inputs_of(model)).tokens("a zebra")
     assert "\n" not in str(caught.value)

@@ -314,7 +314,8 @@ def test_an_artefact_has_a_size(archive: Path, programs: Programs) -> None:
     assert only(check(programs["pt2"])).artefact_bytes == programs["pt2"].stat().st_size
 
 
-# --------------------------------------------------------------------------- known, and frontends
+# --------------------------------------------------------------------------- known, and
+# preprocessing
 
 
 def known(title: str) -> Known:
@@ -381,11 +382,11 @@ def test_a_librarys_own_preprocessing_is_compared_once_and_apart_from_the_verdic
     backends = ("transformers", "transformers:attention=eager")
     result = check(archive, *backends, dtype=["float32", "float16"], examples=3)
     first, *others = result.judgements
-    assert {each.kind for each in first.frontends} == {"image"}  # its vocabulary is not CLIP's
-    assert [bool(each.frontends) for each in others] == [False] * 3
+    assert {each.kind for each in first.preprocessing} == {"image"}  # its vocabulary is not CLIP's
+    assert [bool(each.preprocessing) for each in others] == [False] * 3
     assert [number for number in compared if number] == [2]  # slow and fast
     assert result.passed
-    assert {each.frontends_problem for each in result.judgements} == {None}
+    assert {each.preprocessing_problem for each in result.judgements} == {None}
 
 
 def test_a_preprocessing_that_cannot_be_compared_is_reported_without_effect_on_the_verdict(
@@ -397,8 +398,8 @@ def test_a_preprocessing_that_cannot_be_compared_is_reported_without_effect_on_t
     monkeypatch.setattr(comparing, "compare", fails)
     judgement = only(check(archive, "clip"))
     assert judgement.passed
-    assert judgement.frontends == ()
-    assert judgement.frontends_problem == "clip: preprocessing failed (no). Look."
+    assert judgement.preprocessing == ()
+    assert judgement.preprocessing_problem == "clip: preprocessing failed (no). Look."
 
 
 # -------------------------------------------------------------------------- files beside references

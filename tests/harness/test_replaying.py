@@ -25,7 +25,7 @@ from clipcheck.errors import (
 from clipcheck.harness.replaying import replay
 from clipcheck.harness.search.saved import read
 from clipcheck.inputs.counts import EDGE_CASES
-from clipcheck.inputs.examples import Example, Frontend
+from clipcheck.inputs.examples import Example, Preprocessing
 from clipcheck.inputs.tokenizer import default_tokenizer
 from clipcheck.report import evidence
 from clipcheck.results.judgement import Judgement, Result
@@ -404,11 +404,11 @@ def test_what_the_texts_say_of_a_failing_input(result: Result) -> None:
 
 def test_archives_with_other_dimensions_of_their_own_take_raw_inputs_otherwise() -> None:
 
-    from clipcheck.backends.jit import _frontend_of
+    from clipcheck.backends.jit import _preprocessing_of
     from clipcheck.models.facts import Facts
 
     facts = Facts(True, {}, input_resolution=40)
-    assert _frontend_of(facts, architecture_named("tiny-vit")) == Frontend(40, 77)
+    assert _preprocessing_of(facts, architecture_named("tiny-vit")) == Preprocessing(40, 77)
 
 
 @pytest.mark.thorough

@@ -11,7 +11,7 @@ from PIL import Image
 from clipcheck.inputs.batches import MOST_ROWS
 from clipcheck.inputs.examples import (
     Example,
-    Frontend,
+    Preprocessing,
     Prompt,
     batch,
     describe,
@@ -30,7 +30,7 @@ from clipcheck.inputs.rules import ImageRules
 from clipcheck.inputs.strategies import images
 from clipcheck.inputs.tokenizer import tokenize
 
-SMALL = Frontend(resolution=32, context_length=77)
+SMALL = Preprocessing(resolution=32, context_length=77)
 GREY = Image.new("RGB", (3, 2), (128, 128, 128))
 LONG = "dog " * 80
 
@@ -78,11 +78,13 @@ def test_a_text_that_is_too_long_is_refused_in_the_tokenizers_words() -> None:
 
 
 def test_the_same_dimensions_make_the_same_inputs() -> None:
-    assert list(unlike(SMALL, Frontend(32, 77), Example((GREY,), ("a dog", LONG, (5, 6))))) == []
+    assert (
+        list(unlike(SMALL, Preprocessing(32, 77), Example((GREY,), ("a dog", LONG, (5, 6))))) == []
+    )
 
 
 def test_other_dimensions_are_reported_and_not_tried() -> None:
-    found = list(unlike(Frontend(10**9, 76), SMALL, Example((GREY,), ("a dog",))))
+    found = list(unlike(Preprocessing(10**9, 76), SMALL, Example((GREY,), ("a dog",))))
     assert found == [
         "raw inputs become 1000000000x1000000000 pixels and 76 tokens, and 32x32 and 77 the other "
         "way"
@@ -97,10 +99,10 @@ def test_other_dimensions_are_reported_and_not_tried() -> None:
         ("refusal", "too long", "tokenizing refuses 'a dog' in other words"),
     ],
 )
-def test_differences_between_two_frontends_are_described(
+def test_differences_between_two_preprocessing_are_described(
     monkeypatch: pytest.MonkeyPatch, method: str, value: object, expected: str
 ) -> None:
-    class Other(Frontend):
+    class Other(Preprocessing):
         pass
 
     monkeypatch.setattr(Other, method, lambda self, _: value)
@@ -185,9 +187,9 @@ def test_what_is_no_png_is_a_value_error() -> None:
 
 @given(images(max_side=40))
 def test_pixels_lead_back_to_an_image_that_has_them(image: Image.Image) -> None:
-    for frontend in (SMALL, replace(SMALL, images=ImageRules(edge=39))):
-        pixels = frontend.pixels(image)
-        assert np.array_equal(frontend.pixels(frontend.image_of(pixels)), pixels)
+    for preprocessing in (SMALL, replace(SMALL, images=ImageRules(edge=39))):
+        pixels = preprocessing.pixels(image)
+        assert np.array_equal(preprocessing.pixels(preprocessing.image_of(pixels)), pixels)
 
 
 @pytest.mark.parametrize(

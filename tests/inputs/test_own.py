@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from clipcheck.errors import UsageError
-from clipcheck.inputs.examples import Frontend
+from clipcheck.inputs.examples import Preprocessing
 from clipcheck.inputs.own import OwnData, Skipped, list_images, read_pixels, read_prompts
 from clipcheck.inputs.preprocess import transform
 
@@ -60,12 +60,12 @@ def test_an_image_is_read_as_the_reference_reads_it(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by 90 degrees
     image.save(tmp_path / "turned.png", exif=exif)
-    frontend = Frontend(16, 77)
+    preprocessing = Preprocessing(16, 77)
     expected = transform(16)(image).numpy()
-    assert np.array_equal(read_pixels(tmp_path / "turned.png", frontend), expected)
+    assert np.array_equal(read_pixels(tmp_path / "turned.png", preprocessing), expected)
     Image.new("RGB", (1, 300)).save(tmp_path / "thin.png")
     with pytest.raises(ValueError, match="one side is more than 256 times the other"):
-        read_pixels(tmp_path / "thin.png", frontend)
+        read_pixels(tmp_path / "thin.png", preprocessing)
 
 
 def test_a_stamp_changes_with_the_data(tmp_path: Path) -> None:
@@ -79,6 +79,6 @@ def test_a_stamp_changes_with_the_data(tmp_path: Path) -> None:
 
 def test_rows_come_in_batches(tmp_path: Path) -> None:
     data = OwnData(prompts=[(number, f"a dog {number}") for number in range(1, 12)])
-    rows = list(data.rows("prompt", Frontend(16, 77), Skipped()))
+    rows = list(data.rows("prompt", Preprocessing(16, 77), Skipped()))
     assert [(each.first, each.array.shape) for each in rows] == [(0, (8, 77)), (8, (3, 77))]
     assert rows[1].names[0] == "line 9, 'a dog 9'"

@@ -8,9 +8,9 @@ from dataclasses import replace
 from PIL import Image
 
 from clipcheck.backends.known import Known
-from clipcheck.gates.frontends import FrontendResult, Unknown, Unlike
-from clipcheck.gates.frontends import Known as KnownDifference
 from clipcheck.gates.localisation import Deviation, Place
+from clipcheck.gates.preprocessing import Known as KnownDifference
+from clipcheck.gates.preprocessing import PreprocessingResult, Unknown, Unlike
 from clipcheck.gates.result import GateResult
 from clipcheck.inputs.examples import Example
 from clipcheck.results.failing import Failing, Measure
@@ -88,8 +88,8 @@ KNOWN = Known(
     versions="<6",
 )
 
-FRONTENDS = (
-    FrontendResult(
+PREPROCESSINGS = (
+    PreprocessingResult(
         "transformers (slow)",
         "image",
         "transformers 5.24.0",
@@ -110,12 +110,12 @@ def several_backends() -> Result:
         reference="eager of single.pt",
         reference_checkpoint="single.pt",
         known=(KNOWN,),
-        frontends=FRONTENDS,
+        preprocessing=PREPROCESSINGS,
     )
     broken = replace(
         unjudged(PASSED.checkpoint), backend="onnxruntime", dtype="float32", known=(KNOWN,)
     )
-    shy = replace(PASSED, backend="clip", frontends_problem="clip: no vocabulary. Give one.")
+    shy = replace(PASSED, backend="clip", preprocessing_problem="clip: no vocabulary. Give one.")
     left_out = [
         LeftOut(PASSED.checkpoint, "compile:mode=default", "cpu", dtype, "there is no compiler")
         for dtype in ("float32", "float16")

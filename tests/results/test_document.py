@@ -198,11 +198,15 @@ def test_the_document_of_several_backends_is_valid_and_complete() -> None:
     }
     assert slow["known"] == broken["known"] == [named]
     assert (slow["passed"], jit["known"]) == (False, [])
-    (frontend,) = slow["frontends"]
-    assert (frontend["kind"], frontend["compared"], frontend["same"]) == ("image", 30, 28)
-    assert frontend["known"]["on white"]["count"] == 1
-    assert frontend["unknown"][0]["unlike"]["figures"] == {"levels": 1.0, "share": None}
-    assert shy["frontends_problem"] == "clip: no vocabulary. Give one."
+    (preprocessing,) = slow["preprocessing"]
+    assert (preprocessing["kind"], preprocessing["compared"], preprocessing["same"]) == (
+        "image",
+        30,
+        28,
+    )
+    assert preprocessing["known"]["on white"]["count"] == 1
+    assert preprocessing["unknown"][0]["unlike"]["figures"] == {"levels": 1.0, "share": None}
+    assert shy["preprocessing_problem"] == "clip: no vocabulary. Give one."
     assert document["left_out"][0] == {
         "checkpoint": "release/model.pt",
         "backend": "compile:mode=default",
@@ -217,9 +221,11 @@ def test_the_document_of_several_backends_is_valid_and_complete() -> None:
     [
         lambda document: document["left_out"][0].pop("reason"),
         lambda document: document["results"][1]["known"][0].pop("link"),
-        lambda document: document["results"][1]["frontends"][0].update(kind="sound"),
-        lambda document: document["results"][1]["frontends"][0]["known"]["on white"].pop("count"),
-        lambda document: document["results"][1]["frontends"][0]["unknown"][0].pop("unlike"),
+        lambda document: document["results"][1]["preprocessing"][0].update(kind="sound"),
+        lambda document: document["results"][1]["preprocessing"][0]["known"]["on white"].pop(
+            "count"
+        ),
+        lambda document: document["results"][1]["preprocessing"][0]["unknown"][0].pop("unlike"),
         lambda document: document["results"][1].update(reference_checkpoint=1),
         lambda document: document["results"][0].update(artefact_bytes=-1),
     ],

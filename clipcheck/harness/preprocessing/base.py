@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from clipcheck.backends.calling import Array, translating
-from clipcheck.gates.frontends import Kind
+from clipcheck.gates.preprocessing import Kind
 from clipcheck.harness.preprocessing.differences import Difference
 from clipcheck.inputs.examples import opacities_left_out
 

@@ -11,11 +11,11 @@ import numpy as np
 
 from clipcheck.backends.calling import Array, translating
 from clipcheck.errors import RunError, UsageError
-from clipcheck.gates.frontends import (
-    FrontendResult,
+from clipcheck.gates.preprocessing import (
     Kind,
     Known,
     Outcome,
+    PreprocessingResult,
     Refusal,
     Unknown,
     distance,
@@ -25,7 +25,7 @@ from clipcheck.harness.preprocessing import texts
 from clipcheck.harness.preprocessing.base import DOING, Candidate
 from clipcheck.harness.preprocessing.differences import LEGACY_END, Difference
 from clipcheck.harness.preprocessing.images import pixels
-from clipcheck.inputs.examples import Frontend, Prompt, describe_image, describe_prompt
+from clipcheck.inputs.examples import Preprocessing, Prompt, describe_image, describe_prompt
 from clipcheck.inputs.rules import STD
 from clipcheck.inputs.tokenizer import END_TOKEN
 
@@ -40,15 +40,15 @@ def compare(
     candidates: Sequence[Candidate],
     images: Sequence[Image.Image],
     prompts: Sequence[Prompt],
-    frontend: Frontend,
-) -> list[FrontendResult]:
+    preprocessing: Preprocessing,
+) -> list[PreprocessingResult]:
     """Give raw inputs to clipcheck and to each candidate.
 
     Args:
         candidates: from `clipcheck.harness.preprocessing.registry.of`.
         prompts: for candidates of texts. Prompts of ids and texts that are not
             `clipcheck.harness.preprocessing.texts.settled` are left out.
-        frontend: the eager model's, with the sizes of its inputs.
+        preprocessing: the eager model's, with the sizes of its inputs.
 
     Returns:
         One result for each candidate. A refused input is a difference, not an error.
@@ -58,8 +58,8 @@ def compare(
     """
     written = [each for each in prompts if isinstance(each, str) and texts.settled(each)]
     inputs: dict[Kind, _Inputs] = {
-        "image": _images(images, frontend),
-        "text": _texts(written, frontend),
+        "image": _images(images, preprocessing),
+        "text": _texts(written, preprocessing),
         "end token": _end_token(),
     }
     return [_result(each, inputs[each.kind]) for each in candidates]
@@ -71,7 +71,7 @@ class _Inputs:
 
     Attributes:
         make: computes clipcheck's result with some steps done as in another library.
-        deviations: see `clipcheck.gates.frontends.unlike`.
+        deviations: see `clipcheck.gates.preprocessing.unlike`.
     """
 
     raw: Sequence[Any]
@@ -81,19 +81,19 @@ class _Inputs:
     deviations: Sequence[float] = ()
 
 
-def _images(images: Sequence[Image.Image], frontend: Frontend) -> _Inputs:
+def _images(images: Sequence[Image.Image], preprocessing: Preprocessing) -> _Inputs:
     def make(image: Image.Image, how: Collection[Difference]) -> Outcome:
-        return _outcome("image", partial(pixels, image, frontend.resolution, how))
+        return _outcome("image", partial(pixels, image, preprocessing.resolution, how))
 
-    expected = [_outcome("image", partial(frontend.pixels, image)) for image in images]
+    expected = [_outcome("image", partial(preprocessing.pixels, image)) for image in images]
     return _Inputs(images, expected, make, describe_image, STD)
 
 
-def _texts(written: Sequence[str], frontend: Frontend) -> _Inputs:
+def _texts(written: Sequence[str], preprocessing: Preprocessing) -> _Inputs:
     def make(text: str, how: Collection[Difference]) -> Outcome:
-        return _outcome("text", partial(texts.tokens, text, frontend.context_length, how))
+        return _outcome("text", partial(texts.tokens, text, preprocessing.context_length, how))
 
-    expected = [_outcome("text", partial(frontend.tokens, text)) for text in written]
+    expected = [_outcome("text", partial(preprocessing.tokens, text)) for text in written]
     return _Inputs(written, expected, make, describe_prompt)
 
 
@@ -112,7 +112,7 @@ def _outcome(kind: Kind, make: Callable[[], Array]) -> Outcome:
         return Refusal(str(error.__cause__ or error))
 
 
-def _result(candidate: Candidate, inputs: _Inputs) -> FrontendResult:
+def _result(candidate: Candidate, inputs: _Inputs) -> PreprocessingResult:
     same, rounding = 0, 0.0
     known: dict[Difference, list[str]] = {each: [] for each in candidate.differences}
     unknown: list[Unknown] = []
@@ -127,7 +127,7 @@ def _result(candidate: Candidate, inputs: _Inputs) -> FrontendResult:
                 known[each].append(inputs.describe(raw))
         else:
             unknown.append(Unknown(inputs.describe(raw), differs))
-    return FrontendResult(
+    return PreprocessingResult(
         candidate.name,
         candidate.kind,
         candidate.version,

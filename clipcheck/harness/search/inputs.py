@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from clipcheck.harness.search.source import Source
 from clipcheck.inputs.batches import Batch, Inputs, batches, exhaustive
 from clipcheck.inputs.counts import EDGE_CASES
-from clipcheck.inputs.examples import Example, Frontend, packed, unlike
+from clipcheck.inputs.examples import Example, Preprocessing, packed, unlike
 
 
 @dataclass(frozen=True)
@@ -35,29 +35,29 @@ class Drawn:
         batches: for both sides.
         asked: number of random images that were requested; Hypothesis may draw fewer.
         random: the inputs that Hypothesis drew, before preprocessing.
-        frontend: the eager model's preprocessing and tokenizer.
+        preprocessing: the eager model's preprocessing and tokenizer.
     """
 
     batches: list[Batch]
     asked: int
     random: Example
     source: Source
-    frontend: Frontend
+    preprocessing: Preprocessing
 
     @property
     def images(self) -> int:
         """Number of all images."""
         return sum(len(batch.pixels) for batch in self.batches)
 
-    def unlike(self, other: Frontend) -> list[str]:
-        """Return the raw inputs that another frontend preprocesses differently."""
-        return list(unlike(other, self.frontend, self.random))
+    def unlike(self, other: Preprocessing) -> list[str]:
+        """Return the raw inputs that other preprocessing treats differently."""
+        return list(unlike(other, self.preprocessing, self.random))
 
 
 def draw(wanted: Wanted, inputs: Inputs) -> Drawn:
     """Draw the inputs of a model."""
     source = Source(inputs, wanted.name, wanted.seed)
-    frontend = Frontend.of(inputs)
+    preprocessing = Preprocessing.of(inputs)
     asked = max(0, wanted.examples - EDGE_CASES)
     random = source.draw(asked)
     found = list(batches(wanted.examples or EDGE_CASES, inputs, wanted.seed))
@@ -65,7 +65,7 @@ def draw(wanted: Wanted, inputs: Inputs) -> Drawn:
         "image": sum(len(batch.pixels) for batch in found),
         "prompt": sum(len(batch.tokens) for batch in found),
     }
-    found += packed(random.images, random.prompts, frontend, seen)
+    found += packed(random.images, random.prompts, preprocessing, seen)
     if wanted.exhaustive:
         found += exhaustive(inputs)
-    return Drawn(found, asked, random, source, frontend)
+    return Drawn(found, asked, random, source, preprocessing)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from clipcheck.harness.search.probe import Probe, worst
-from clipcheck.inputs.examples import Example, Frontend, batch, spelled
+from clipcheck.inputs.examples import Example, Preprocessing, batch, spelled
 
 _SECONDS = 60.0
 """Time limit."""
@@ -25,7 +25,7 @@ _FINEST = 16
 Levels = NDArray[np.uint8]
 
 
-def reduce(example: Example, probe: Probe, frontend: Frontend) -> Example | None:
+def reduce(example: Example, probe: Probe, preprocessing: Preprocessing) -> Example | None:
     """Return a smaller image or prompt that fails alone, or None if the given one does not.
 
     Args:
@@ -39,7 +39,7 @@ def reduce(example: Example, probe: Probe, frontend: Frontend) -> Example | None
     def fails(tried: Example) -> bool:
         if time.monotonic() > deadline:
             return False
-        return worst(probe.measure(batch(tried, frontend))).margin > 1
+        return worst(probe.measure(batch(tried, preprocessing))).margin > 1
 
     if not fails(example):
         return None
@@ -52,7 +52,7 @@ def reduce(example: Example, probe: Probe, frontend: Frontend) -> Example | None
         raise TypeError("expected a prompt as ids, found a text")
     return spelled(
         Example(prompts=(shorten(ids, lambda each: fails(Example(prompts=(tuple(each),)))),)),
-        frontend,
+        preprocessing,
     )
 
 

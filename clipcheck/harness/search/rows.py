@@ -14,7 +14,7 @@ from clipcheck.gates.result import Case
 from clipcheck.harness.search.inputs import Drawn
 from clipcheck.harness.search.probe import Probe, worst
 from clipcheck.inputs.batches import Batch
-from clipcheck.inputs.examples import Example, Frontend, ids_of
+from clipcheck.inputs.examples import Example, Preprocessing, ids_of
 from clipcheck.results.failing import Failing
 
 
@@ -27,7 +27,7 @@ def worst_row(probe: Probe, drawn: Drawn, cases: Sequence[Case]) -> Failing | No
         return None
     failing = [drawn.batches[n] for n, each in enumerate(most) if each > 1]
     alone = [
-        _failing(probe, row, drawn.frontend, shrunk=True)
+        _failing(probe, row, drawn.preprocessing, shrunk=True)
         for given in failing
         for row in _rows(given)
     ]
@@ -35,7 +35,7 @@ def worst_row(probe: Probe, drawn: Drawn, cases: Sequence[Case]) -> Failing | No
     if found.measure.margin > 1:
         return found
     whole = drawn.batches[int(np.argmax(most))]
-    return _failing(probe, whole, drawn.frontend, shrunk=False)
+    return _failing(probe, whole, drawn.preprocessing, shrunk=False)
 
 
 def _rows(given: Batch) -> list[Batch]:
@@ -44,7 +44,7 @@ def _rows(given: Batch) -> list[Batch]:
     return [*images, *(given.select([], [n]) for n in range(len(given.tokens)))]
 
 
-def _failing(probe: Probe, given: Batch, frontend: Frontend, *, shrunk: bool) -> Failing:
-    images = tuple(frontend.image_of(pixels) for pixels in given.pixels)
-    prompts = tuple(ids_of(row, frontend.texts) for row in given.tokens)
+def _failing(probe: Probe, given: Batch, preprocessing: Preprocessing, *, shrunk: bool) -> Failing:
+    images = tuple(preprocessing.image_of(pixels) for pixels in given.pixels)
+    prompts = tuple(ids_of(row, preprocessing.texts) for row in given.tokens)
     return Failing(Example(images, prompts), worst(probe.measure(given)), shrunk=shrunk)

@@ -43,7 +43,7 @@ class _Search:
     def __init__(self, probe: Probe, drawn: Drawn) -> None:
         self._probe = probe
         self._drawn = drawn
-        self._frontend = drawn.frontend
+        self._preprocessing = drawn.preprocessing
         self._source = drawn.source
         self._deadline = float("inf")
         self._first: Example | None = None
@@ -85,7 +85,7 @@ class _Search:
 
     def _fails(self, example: Example) -> bool:
         """Tell whether an input fails alone. After the time limit, unmeasured inputs do not."""
-        given = batch(example, self._frontend)
+        given = batch(example, self._preprocessing)
         key = digest([given])
         if key not in self._measured:
             if not self._fails_in_batch.get(key, True) or time.monotonic() > self._deadline:
@@ -99,7 +99,7 @@ class _Search:
 
     def _any_fails(self, examples: Sequence[Example]) -> bool:
         """Run examples in batches until one fails, and record which rows fail."""
-        rows = [batch(example, self._frontend) for example in examples]
+        rows = [batch(example, self._preprocessing) for example in examples]
         for start in range(0, len(rows), MOST_ROWS):
             some = rows[start : start + MOST_ROWS]
             measures = self._probe.measure(_joined(some))
@@ -113,7 +113,7 @@ class _Search:
         """Measure the example in the form in which it is saved, and describe that form."""
         first = self._first and self._as_saved(self._first)
         found = self._as_saved(found)
-        given = batch(found, self._frontend)
+        given = batch(found, self._preprocessing)
         again = worst(self._probe.measure(given))
         # A failure that depends on the number of calls may not repeat.
         measure = again if again.margin > 1 else self._measured[digest([given])]
@@ -121,14 +121,14 @@ class _Search:
 
     def _as_saved(self, example: Example) -> Example:
         """Convert images to modes that PNG has, and ids to texts where possible."""
-        images = tuple(storable(image, self._frontend) for image in example.images)
-        return spelled(Example(images, example.prompts), self._frontend)
+        images = tuple(storable(image, self._preprocessing) for image in example.images)
+        return spelled(Example(images, example.prompts), self._preprocessing)
 
     def _whole_batch(self, given: Batch) -> Failing:
         """Return the batch with the greatest margin, if nothing smaller fails."""
-        images = tuple(self._frontend.image_of(pixels) for pixels in given.pixels)
+        images = tuple(self._preprocessing.image_of(pixels) for pixels in given.pixels)
         prompts = tuple(ids_of(row) for row in given.tokens)
-        example = spelled(Example(images, prompts), self._frontend)
+        example = spelled(Example(images, prompts), self._preprocessing)
         return Failing(example, worst(self._probe.measure(given)), shrunk=False)
 
 

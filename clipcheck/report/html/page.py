@@ -12,16 +12,16 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from clipcheck.backends.names import OF_ARCHIVES
-from clipcheck.gates.frontends import FrontendResult
+from clipcheck.gates.preprocessing import PreprocessingResult
 from clipcheck.gates.registry import NAMES, find_gate
 from clipcheck.gates.result import GateResult
 from clipcheck.gates.tolerances import LIMITS, Allclose
 from clipcheck.inputs.examples import Example, Prompt
 from clipcheck.report import agreement, alternative, isolation, own, patched
-from clipcheck.report.frontends import headline
 from clipcheck.report.html import plots
 from clipcheck.report.html.pictures import Picture, picture, side_for
 from clipcheck.report.html.words import distance_text, figure, ratio, visible
+from clipcheck.report.preprocessing import headline
 from clipcheck.report.text import given_options, next_steps
 from clipcheck.report.verdict import failure, verdict, worst_first, worst_gate
 from clipcheck.results import batches
@@ -38,7 +38,7 @@ PHASES = {
     "own": "your own data, both models",
     "modules": "modules one by one",
     "gates": "gates",
-    "frontends": "comparing raw inputs",
+    "preprocessing": "comparing raw inputs",
     "search": "shrinking the failing input",
     "layers": "each layer in float in turn",
 }
@@ -162,7 +162,7 @@ class _Section:
     own_rows: Sequence[tuple[str, str, Picture | None]]
     figures: Sequence[tuple[str, str, str, str]]
     phases: Sequence[tuple[str, str, str]]
-    frontends: Sequence[tuple[str, Sequence[tuple[str, str]]]]
+    preprocessing: Sequence[tuple[str, Sequence[tuple[str, str]]]]
     command: str
 
     @classmethod
@@ -182,7 +182,7 @@ class _Section:
             _own_rows(judgement, side),
             [row for gate in judgement.gates for row in _figures(gate)],
             _phases(judgement.seconds),
-            [_frontend(result) for result in judgement.frontends],
+            [_preprocessing(result) for result in judgement.preprocessing],
             _command(judgement),
         )
 
@@ -371,7 +371,7 @@ def _phases(seconds: Mapping[str, float]) -> list[tuple[str, str, str]]:
     return [*rows, ("all", f"{total:.2f}", "")] if rows else []
 
 
-def _frontend(result: FrontendResult) -> tuple[str, list[tuple[str, str]]]:
+def _preprocessing(result: PreprocessingResult) -> tuple[str, list[tuple[str, str]]]:
     """Return a line on how a library preprocesses or tokenizes, and each difference."""
     known = [(name, f"{each.count}: {each.meaning}") for name, each in result.known.items()]
     unknown = [(f"otherwise, {each.example}", each.unlike.message) for each in result.unknown]

@@ -17,7 +17,7 @@ Candidates = dict[str, Candidate]
 def candidates(tmp_path_factory: pytest.TempPathFactory) -> Candidates:
     """Return the candidates of all libraries for a checkpoint that is not a folder, by kind and
     name."""
-    folder = tmp_path_factory.mktemp("frontends")
+    folder = tmp_path_factory.mktemp("preprocessing")
     return {
         f"{each.kind} {each.name}": each
         for library in registry.LIBRARIES

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from clipcheck.checkpoints.architecture import Architecture, ViT
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format
-from clipcheck.gates.frontends import FrontendResult
-from clipcheck.inputs.examples import Frontend
+from clipcheck.gates.preprocessing import PreprocessingResult
+from clipcheck.inputs.examples import Preprocessing
 
 SIDE, LENGTH = 33, 20
-SMALL = Frontend(SIDE, LENGTH)
+SMALL = Preprocessing(SIDE, LENGTH)
 
 NOWHERE = Path("/nonexistent/model.pt")
 
@@ -20,7 +20,7 @@ def checkpoint(path: Path = NOWHERE, vocab_size: int = 49408) -> Checkpoint:
     return Checkpoint(path, Format.STATE_DICT, architecture, {})
 
 
-def told(results: list[FrontendResult]) -> list[str]:
+def told(results: list[PreprocessingResult]) -> list[str]:
     """Return differences without a known reason, as text."""
     return [
         f"{each.name}: {one.example}: {one.unlike.message}"

@@ -9,7 +9,7 @@ from clipcheck.harness.search.inputs import Drawn, Wanted, draw
 from clipcheck.harness.search.source import Source
 from clipcheck.inputs.batches import Inputs, batches, exhaustive
 from clipcheck.inputs.counts import EDGE_CASES
-from clipcheck.inputs.examples import Example, Frontend
+from clipcheck.inputs.examples import Example, Preprocessing
 
 MINUTE = Inputs(resolution=16, context_length=8, vocab_size=100, grid=2)
 
@@ -48,7 +48,7 @@ def test_random_ones_follow_and_all_are_numbered() -> None:
         assert batch.first_rows == {"image": n, "prompt": m}
         n, m = n + len(batch.pixels), m + len(batch.tokens)
     last = np.concatenate([batch.pixels for batch in found.batches])[EDGE_CASES:]
-    assert np.array_equal(last, [Frontend(16, 8).pixels(i) for i in found.random.images])
+    assert np.array_equal(last, [Preprocessing(16, 8).pixels(i) for i in found.random.images])
 
 
 @pytest.mark.parametrize(("examples", "asked"), [(3, 0), (EDGE_CASES, 0), (EDGE_CASES + 10, 10)])
@@ -69,5 +69,5 @@ def test_an_exhaustive_walk_comes_last() -> None:
 
 def test_raw_inputs_of_another_form_are_reported() -> None:
     found = drawn(EDGE_CASES + 3)
-    assert found.unlike(Frontend(16, 8)) == []
-    assert len(found.unlike(Frontend(17, 8))) == 1
+    assert found.unlike(Preprocessing(16, 8)) == []
+    assert len(found.unlike(Preprocessing(17, 8))) == 1

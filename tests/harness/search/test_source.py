@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from clipcheck.harness.search.source import Pool, Source
 from clipcheck.inputs.batches import MOST_ROWS, Inputs
-from clipcheck.inputs.examples import Example, Frontend, batch, prompts_beside
+from clipcheck.inputs.examples import Example, Preprocessing, batch, prompts_beside
 
 CLIP = Inputs(resolution=32, context_length=77, vocab_size=49408, grid=4)
 OTHER = Inputs(resolution=16, context_length=8, vocab_size=100, grid=2)
@@ -30,7 +30,7 @@ def in_the_database(name: str, tmp_path: Path) -> bool:
 
 
 def same(one: Example, other: Example) -> bool:
-    a, b = (batch(example, Frontend(32, 77)) for example in (one, other))
+    a, b = (batch(example, Preprocessing(32, 77)) for example in (one, other))
     return np.array_equal(a.pixels, b.pixels) and np.array_equal(a.tokens, b.tokens)
 
 

@@ -85,7 +85,7 @@ class Unknown:
 
 
 @dataclass(frozen=True)
-class FrontendResult:
+class PreprocessingResult:
     """Comparison of a library's preprocessing or tokenizer with clipcheck's.
 
     Attributes:

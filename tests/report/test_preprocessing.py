@@ -2,12 +2,12 @@ from __future__ import annotations
 
 from rich.cells import cell_len
 
-from clipcheck.gates.frontends import FrontendResult, Known, Unknown, Unlike
-from clipcheck.report.frontends import lines
+from clipcheck.gates.preprocessing import Known, PreprocessingResult, Unknown, Unlike
+from clipcheck.report.preprocessing import lines
 
 LINK = "https://example.org/issues/1"
 WHITE = Known(2, "RGBA 3x4", "puts it on white; the reference does not", LINK)
-IMAGES = FrontendResult(
+IMAGES = PreprocessingResult(
     "transformers (fast)", "image", "transformers 5.24.0", 30, 28, known={"on white": WHITE}
 )
 
@@ -28,7 +28,7 @@ def test_an_explanation_is_given_once() -> None:
 
 def test_unknown_differences_are_shown_up_to_a_number() -> None:
     unknown = [Unknown(f"'{n}'", Unlike(f"id {n} in place of 0 at position 1")) for n in range(5)]
-    result = FrontendResult("clip", "text", "clip-anytorch 2.6.0", 5, 0, unknown=unknown)
+    result = PreprocessingResult("clip", "text", "clip-anytorch 2.6.0", 5, 0, unknown=unknown)
     assert lines([result]) == [
         "tokenizing of clip-anytorch 2.6.0: 0 of 5 texts the same; 5 differ otherwise",
         "  otherwise: '0': id 0 in place of 0 at position 1",
@@ -40,26 +40,28 @@ def test_unknown_differences_are_shown_up_to_a_number() -> None:
 
 def test_a_single_difference_is_reported_in_the_singular() -> None:
     unknown = [Unknown("RGB 1x1", Unlike("other"))]
-    result = FrontendResult("clip", "image", "clip 1", 1, 0, unknown=unknown)
+    result = PreprocessingResult("clip", "image", "clip 1", 1, 0, unknown=unknown)
     assert (
         lines([result])[0] == "preprocessing of clip 1: 0 of 1 image the same; 1 differs otherwise"
     )
 
 
 def test_the_end_token_is_no_input() -> None:
-    result = FrontendResult("transformers (config.json)", "end token", "transformers 5.24.0", 1, 1)
+    result = PreprocessingResult(
+        "transformers (config.json)", "end token", "transformers 5.24.0", 1, 1
+    )
     assert lines([result]) == ["end token of transformers 5.24.0 (config.json): 1 of 1 id the same"]
 
 
 def test_zero_inputs_are_not_reported_as_equal() -> None:
-    result = FrontendResult("clip", "text", "clip 1", 0, 0)
+    result = PreprocessingResult("clip", "text", "clip 1", 0, 0)
     assert lines([result]) == ["tokenizing of clip 1: no texts were compared"]
     assert lines([]) == []
 
 
 def test_no_line_runs_over_and_nothing_moves_the_cursor() -> None:
     hostile = "\x1b[2J" + "\u72ac" * 90
-    result = FrontendResult(
+    result = PreprocessingResult(
         f"x {hostile}",
         "image",
         "x 1",

@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from clipcheck.gates.frontends import (
+from clipcheck.gates.preprocessing import (
     ROUNDING,
-    FrontendResult,
+    PreprocessingResult,
     Refusal,
     Unknown,
     Unlike,
@@ -144,4 +144,4 @@ def test_the_distance_of_similar_images_is_their_largest() -> None:
 
 def test_a_known_difference_is_neither_equal_nor_unknown() -> None:
     unknown = (Unknown("RGB 1x1", Unlike("")),)
-    assert FrontendResult("x", "image", "x 1", 10, 6, unknown=unknown).differing_as_known == 3
+    assert PreprocessingResult("x", "image", "x 1", 10, 6, unknown=unknown).differing_as_known == 3

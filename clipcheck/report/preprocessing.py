@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from clipcheck.gates.frontends import FrontendResult, Kind, Known, Unknown
+from clipcheck.gates.preprocessing import Kind, Known, PreprocessingResult, Unknown
 from clipcheck.report.cells import wrapped
 from clipcheck.system.figures import counted
 
@@ -22,7 +22,7 @@ _PARTS: dict[Kind, tuple[str, str, str]] = {
 """By kind: its name, and the singular and plural of its inputs."""
 
 
-def lines(results: Sequence[FrontendResult]) -> list[str]:
+def lines(results: Sequence[PreprocessingResult]) -> list[str]:
     """Report each result: how many inputs become the same, the known differences, and the first
     inputs that differ for no known reason.
 
@@ -32,7 +32,7 @@ def lines(results: Sequence[FrontendResult]) -> list[str]:
     return [line for result in results for line in _lines(result, told)]
 
 
-def headline(result: FrontendResult) -> str:
+def headline(result: PreprocessingResult) -> str:
     """Return the first line of a result, not wrapped."""
     part, *nouns = _PARTS[result.kind]
     number = f"{result.same} of {result.compared} {nouns[result.compared != 1]} the same"
@@ -43,7 +43,7 @@ def headline(result: FrontendResult) -> str:
     return f"{part} of {_named(result)}: {'; '.join([number, *others])}"
 
 
-def _lines(result: FrontendResult, told: set[str]) -> list[str]:
+def _lines(result: PreprocessingResult, told: set[str]) -> list[str]:
     found = wrapped(headline(result), rest=_INDENT)
     for name, known in result.known.items():
         found += wrapped(f"{name}: {known.count}, such as {known.example}", f"{_INDENT}known: ")
@@ -63,7 +63,7 @@ def _unknown_lines(unknown: Unknown) -> list[str]:
     return wrapped(f"{unknown.example}: {unknown.unlike.message}", f"{_INDENT}otherwise: ")
 
 
-def _named(result: FrontendResult) -> str:
+def _named(result: PreprocessingResult) -> str:
     """Return the library, its version, and the variant of its preprocessing."""
     way = result.name.partition(" ")[2]
     return f"{result.version} {way}".rstrip()
