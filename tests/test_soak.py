@@ -21,7 +21,7 @@ import pytest
 
 from clipcheck.audit.faults import fault_named
 from clipcheck.harness.checking import check
-from clipcheck.sandbox import cell as cells
+from clipcheck.sandbox import process
 from clipcheck.writers.archive import write_archive
 from clipcheck.writers.synthesize import synthesize
 from tests import hostile
@@ -45,7 +45,7 @@ class State:
     shared: int
     files: int
     children: int
-    cells: int
+    sandboxes: int
     threads: int
     folders: int
 
@@ -57,13 +57,13 @@ class State:
             for line in Path("/proc/self/status").read_text().splitlines()
             if ":\t" in line
         )
-        zygote = cells.zygote()._process.pid
+        zygote = process.zygote()._process.pid
         return cls(
             memory=int(status["RssAnon"].split()[0]) << 10,
             shared=int(status["RssShmem"].split()[0]) << 10,
             files=len(os.listdir("/proc/self/fd")),  # noqa: PTH208
             children=_children(os.getpid()),
-            cells=_children(zygote),
+            sandboxes=_children(zygote),
             threads=threading.active_count(),
             folders=len(list(Path(tempfile.gettempdir()).glob("clipcheck-*"))),
         )

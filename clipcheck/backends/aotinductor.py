@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from clipcheck.checkpoints.checkpoint import Checkpoint
     from clipcheck.families.sizes import Sizes
-    from clipcheck.sandbox.cell import Cell
+    from clipcheck.sandbox.process import Sandbox
 
 _TOKENS = "clipcheck.tokens"
 """Key of a package's metadata for the dtype of its ids, which its code does not check."""
@@ -148,17 +148,17 @@ def open_package(
     path: Path,
     device: torch.device | str,
     sizes: Sizes,
-    cell: Cell | None,
+    sandbox: Sandbox | None,
     names: Mapping[str, str] | None = None,
 ) -> Backend:
     """Open a package of AOTInductor from any source.
 
-    Loading it runs native code of the file, so only a sandbox process (cell) loads it. The code
+    Loading it runs native code of the file, so only a sandbox process loads it. The code
     does not check the dtype of its inputs: ids are int64 unless the package says otherwise.
 
     Args:
         device: for which it was compiled.
-        cell: the sandbox process that runs it.
+        sandbox: the sandbox process that runs it.
         names: see `ProgramBackend`.
 
     Raises:
@@ -171,7 +171,7 @@ def open_package(
 
     # torch verifies no checksums, and does not delete unpacked files if loading fails.
     Records(MappedFile(path)).verify()
-    if cell is None:
+    if sandbox is None:
         raise UnsafeError(
             "it is native code, which runs as soon as it is loaded; nothing was run",
             remedy="Leave out --isolation none: a process without rights runs it.",
@@ -179,7 +179,7 @@ def open_package(
         )
     return AOTInductor(
         "aotinductor",
-        open_apart("aotinductor", path, device, {}, cell),
+        open_apart("aotinductor", path, device, {}, sandbox),
         sizes=sizes,
         path=path,
         evidence=_unknown,

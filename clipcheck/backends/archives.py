@@ -1,4 +1,4 @@
-"""Run an archive in this process or in a sandbox process (cell), with the same interface."""
+"""Run an archive in this process or in a sandbox process, with the same interface."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from clipcheck.checkpoints.inspection import Patched
 from clipcheck.errors import IsolationError, RunError
 from clipcheck.families.registry import sizes_of
 from clipcheck.models.facts import METHODS, Facts
-from clipcheck.sandbox.cell import Cell
+from clipcheck.sandbox.process import Sandbox
 from clipcheck.sandbox.wire import Memory, Message
 from clipcheck.system import torchscript_support
 
@@ -45,24 +45,24 @@ class OpenArchive:
 
 
 def open_archive(
-    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, cell: Cell | None
+    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, sandbox: Sandbox | None
 ) -> tuple[OpenArchive, DualEncoder]:
     """Load an archive, and the eager model of its weights.
 
     Args:
         dtype: of both.
-        cell: sandbox process for the archive's code; None for this process, where both share their
-            weights.
+        sandbox: sandbox process for the archive's code; None for this process, where both share
+            their weights.
 
     Raises:
         ClipcheckError: it cannot be loaded; the subclass tells why.
     """
     from clipcheck.models.loader import load_checkpoint_both, require_archive
 
-    if cell is not None:
+    if sandbox is not None:
         require_archive(checkpoint)
         torchscript_support.require()
-        apart = Apart(cell, checkpoint, device, dtype)
+        apart = Apart(sandbox, checkpoint, device, dtype)
         runner = ByName(apart, sizes_of(checkpoint.model).embed_dim, apart.model)
         return OpenArchive(runner, len(checkpoint.tensors), apart.differing), apart.model
     both = load_checkpoint_both(checkpoint, device, dtype)
@@ -156,7 +156,7 @@ class Inside(OfArchive):
 
 
 class Apart(OfArchive):
-    """Runs an archive in a cell. While the cell loads it, the eager model is loaded here.
+    """Runs an archive in a sandbox. While the sandbox loads it, the eager model is loaded here.
 
     Attributes:
         model: the eager model.
@@ -166,17 +166,17 @@ class Apart(OfArchive):
     model: DualEncoder
 
     def __init__(
-        self, cell: Cell, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
+        self, sandbox: Sandbox, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
     ) -> None:
         from clipcheck.models.arena import Arena
         from clipcheck.models.loader import cast_room, dtypes, load_eager
         from clipcheck.models.weights import weights_of
 
-        self._cell = cell
+        self._sandbox = sandbox
         self._device = device
         memory = Memory(max(cast_room(checkpoint, dtype), 1))
         memory.seal()
-        cell.share(memory)
+        sandbox.share(memory)
         memory.close()
         compared = _Compared(checkpoint, dtypes(checkpoint, dtype), memory)
 
@@ -184,12 +184,12 @@ class Apart(OfArchive):
             self.model = load_eager(checkpoint, device, dtype, Arena(memory.buffer))
             compared.weights.update(weights_of(self.model.own()))
 
-        done = cell.ask(
+        done = sandbox.ask(
             "load",
             "loading the archive",
             answer=compared.answer,
             meanwhile=load,
-            path=cell.seen(checkpoint.path),
+            path=sandbox.seen(checkpoint.path),
             device=str(device),
             dtype=_name(dtype),
             weights=checkpoint.weight_dtypes,
@@ -201,7 +201,7 @@ class Apart(OfArchive):
 
     def call(self, method: str, *inputs: torch.Tensor) -> object:
         """Return the output of a method."""
-        done = self._cell.ask("call", _running(method, inputs), inputs, method=method)
+        done = self._sandbox.ask("call", _running(method, inputs), inputs, method=method)
         return self._result(done.message, done.tensors)
 
     def call_with(
@@ -209,7 +209,7 @@ class Apart(OfArchive):
     ) -> object:
         """Call a method with other weights in place of those with these keys for this call."""
         doing, tensors = _running(method, inputs), [*weights.values(), *inputs]
-        done = self._cell.ask("call_with", doing, tensors, method=method, keys=list(weights))
+        done = self._sandbox.ask("call_with", doing, tensors, method=method, keys=list(weights))
         return self._result(done.message, done.tensors)
 
     def call_in_form(
@@ -222,7 +222,7 @@ class Apart(OfArchive):
         """Return the output of a method for inputs in some form, and what was wrong with it."""
         doing = f"{_running(method, inputs)} {form}"
         how: dict[str, Any] = {"method": method, "form": form, "count": len(inputs)}
-        done = self._cell.ask("call_in_form", doing, [*inputs, *after], **how)
+        done = self._sandbox.ask("call_in_form", doing, [*inputs, *after], **how)
         wrong = str(done.message.get("wrong"))[:_MOST_WRONG]
         return self._result(done.message, done.tensors), wrong
 
@@ -231,7 +231,7 @@ class Apart(OfArchive):
     ) -> Sequence[torch.Tensor]:
         """Return the tensors of a module that is called alone."""
         doing = f"jit: running {module}.{method}"
-        done = self._cell.ask("call_module", doing, inputs, module=module, method=method)
+        done = self._sandbox.ask("call_module", doing, inputs, module=module, method=method)
         return self._placed(done.tensors)
 
     def listen(
@@ -253,12 +253,12 @@ class Apart(OfArchive):
 
         doing = f"{_running(method, inputs)} module by module"
         names = sorted(modules)
-        done = self._cell.ask("listen", doing, inputs, answer, method=method, modules=names)
+        done = self._sandbox.ask("listen", doing, inputs, answer, method=method, modules=names)
         return self._result(done.message, done.tensors)
 
     def changed(self) -> list[str]:
-        """Return the keys of weights that running changed, as the cell reports."""
-        done = self._cell.ask("changed", "looking for weights that changed")
+        """Return the keys of weights that running changed, as the sandbox reports."""
+        done = self._sandbox.ask("changed", "looking for weights that changed")
         return _texts(done.message.get("changed"))
 
     def _result(self, message: Message, tensors: list[torch.Tensor]) -> object:

@@ -1,4 +1,4 @@
-"""The handler of a sandbox process (cell) that runs programs on numpy's arrays, without torch.
+"""The handler of a sandbox process that runs programs on numpy's arrays, without torch.
 
 It is for programs whose weights nobody asks for; `clipcheck.backends.handlers` has the others.
 """

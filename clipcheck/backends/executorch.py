@@ -79,7 +79,7 @@ class ExecuTorch(ProgramBackend):
 
         key = {**key_of(source, "executorch"), "delegate": delegate, "rows": str(MOST)}
         written = source.file(source.artefacts.get("program.pte", key, write))
-        return cls.open_program(replace(written, cell=None, made_here=True))
+        return cls.open_program(replace(written, sandbox=None, made_here=True))
 
     @classmethod
     def open_program(cls, program: ProgramFile) -> Backend:
@@ -87,8 +87,8 @@ class ExecuTorch(ProgramBackend):
         path = program.path
         return cls(
             "executorch",
-            open_apart("executorch", path, program.device, program.options, program.cell)
-            if program.cell
+            open_apart("executorch", path, program.device, program.options, program.sandbox)
+            if program.sandbox
             else cls.open_here(path, program.device, program.options),
             sizes=program.sizes,
             path=path,

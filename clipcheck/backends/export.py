@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from clipcheck.families.base import DualEncoder
     from clipcheck.families.sizes import Sizes
-    from clipcheck.sandbox.cell import Cell
+    from clipcheck.sandbox.process import Sandbox
 
 
 class Export(ProgramBackend):
@@ -73,15 +73,15 @@ class Export(ProgramBackend):
         from clipcheck.backends.aotinductor import open_package
         from clipcheck.checkpoints.artefacts import is_compiled
 
-        path, device, sizes, cell = program.path, program.device, program.sizes, program.cell
+        path, device, sizes, sandbox = program.path, program.device, program.sizes, program.sandbox
         if is_compiled(path):
-            return open_package(path, device, sizes, cell, program.names)
+            return open_package(path, device, sizes, sandbox, program.names)
         return open_program(
             path,
             device,
             sizes,
             program.weights,
-            cell,
+            sandbox,
             dtype=program.dtype,
             made_here=program.made_here,
             names=program.names,
@@ -227,7 +227,7 @@ def open_program(
     device: torch.device | str,
     sizes: Sizes,
     weights: Mapping[str, torch.Tensor] | None,
-    cell: Cell | None = None,
+    sandbox: Sandbox | None = None,
     *,
     dtype: str | None = None,
     made_here: bool = False,
@@ -241,7 +241,7 @@ def open_program(
 
     Args:
         weights: that it should have, by the released keys; None if they are not known.
-        cell: sandbox process that runs it; None for this process.
+        sandbox: sandbox process that runs it; None for this process.
         names: see `ProgramBackend`.
         model: see `ProgramBackend`.
 
@@ -256,8 +256,8 @@ def open_program(
     require_plain(path)
     return Export(
         "export",
-        open_apart("export", path, device, {}, cell)
-        if cell
+        open_apart("export", path, device, {}, sandbox)
+        if sandbox
         else Export.open_here(path, torch.device(device), {}),
         sizes=sizes,
         path=path,

@@ -1,6 +1,6 @@
-"""Handlers of a sandbox process (cell) for backends that run a file's own code.
+"""Handlers of a sandbox process for backends that run a file's own code.
 
-Everything here runs in the cell, see `clipcheck.sandbox`. A method gets the tensors and named
+Everything here runs in the sandbox, see `clipcheck.sandbox`. A method gets the tensors and named
 values of a request, and returns the values and tensors of the answer.
 """
 

@@ -88,12 +88,14 @@ class Archive(ModuleBackend):
         """Open an archive of which only inputs and outputs are known."""
         import torch
 
-        path, device, cell = program.path, torch.device(program.device), program.cell
+        path, device, sandbox = program.path, torch.device(program.device), program.sandbox
         # torch compares no checksums.
         Records(MappedFile(path)).verify()
         return ProgramBackend(
             "jit",
-            open_apart("jit", path, device, {}, cell) if cell else cls.open_here(path, device, {}),
+            open_apart("jit", path, device, {}, sandbox)
+            if sandbox
+            else cls.open_here(path, device, {}),
             sizes=program.sizes,
             path=path,
             evidence=partial(weights_evidence, program.weights),

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from clipcheck.backends.reference import Reference
     from clipcheck.families.base import DualEncoder
-    from clipcheck.sandbox.cell import Cell
+    from clipcheck.sandbox.process import Sandbox
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def opened_sides(
     dtype: str,
     *,
     archive: bool,
-    cell: Cell | None = None,
+    sandbox: Sandbox | None = None,
     artefacts: Path | None = None,
     names: Mapping[str, str] | None = None,
 ) -> Iterator[OpenSides]:
@@ -93,7 +93,7 @@ def opened_sides(
     Args:
         reference: checkpoint of the reference; None for the subject itself.
         archive: whether to load the archive's code as well.
-        cell: sandbox process for the subject's own code; None for this process.
+        sandbox: sandbox process for the subject's own code; None for this process.
         artefacts: folder of the cache; None for no cache.
         names: what the user said that a program's inputs and outputs are, by their names.
     """
@@ -110,7 +110,7 @@ def opened_sides(
                 scratch,
                 built,
                 archive=archive,
-                cell=cell,
+                sandbox=sandbox,
                 names=names,
             )
 
@@ -126,7 +126,7 @@ def load_sides(
     artefacts: Artefacts,
     *,
     archive: bool,
-    cell: Cell | None = None,
+    sandbox: Sandbox | None = None,
     names: Mapping[str, str] | None = None,
 ) -> Sides:
     """Load both sides with an existing temporary folder, see `opened_sides`.
@@ -149,7 +149,7 @@ def load_sides(
     opened: OpenArchive | None = None
     model: DualEncoder
     if archive and not parts:
-        opened, model = open_archive(checkpoint, device, wanted, cell)
+        opened, model = open_archive(checkpoint, device, wanted, sandbox)
     else:
         model = load_eager(checkpoint, device, wanted)
     source = Source(
@@ -163,7 +163,7 @@ def load_sides(
         opened,
         parts[0] if len(parts) == 1 else None,
         tuple(parts) if len(parts) > 1 else (),
-        cell,
+        sandbox,
         made_here=not parts,
         names=names or {},
     )

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from clipcheck.checkpoints.checkpoint import Checkpoint
     from clipcheck.families.base import DualEncoder
     from clipcheck.families.sizes import Sizes
-    from clipcheck.sandbox.cell import Cell
+    from clipcheck.sandbox.process import Sandbox
 
 _LIBRARIES = {"onnxruntime": "1.24", "onnx": "1.17", "onnxscript": "0.7.0"}
 """Required libraries, each with the oldest version that works."""
@@ -142,7 +142,7 @@ class ONNXRuntime(ProgramBackend):
             program.sizes,
             program.weights,
             program.options,
-            program.cell,
+            program.sandbox,
             dtype=program.dtype,
             made_here=program.made_here,
             names=program.names,
@@ -199,7 +199,7 @@ def open_program(
     sizes: Sizes,
     weights: Mapping[str, torch.Tensor] | None,
     options: Mapping[str, str] | None = None,
-    cell: Cell | None = None,
+    sandbox: Sandbox | None = None,
     *,
     dtype: str | None = None,
     made_here: bool = False,
@@ -213,7 +213,7 @@ def open_program(
 
     Args:
         weights: that it should have, by the released keys; None if they are not known.
-        cell: sandbox process that runs it; None for this process.
+        sandbox: sandbox process that runs it; None for this process.
         names: see `ProgramBackend`.
         model: see `ProgramBackend`.
 
@@ -226,8 +226,8 @@ def open_program(
     data = data_files(path)
     chosen = options or {}
     opened = (
-        open_apart("onnxruntime", path, device, chosen, cell, data)
-        if cell
+        open_apart("onnxruntime", path, device, chosen, sandbox, data)
+        if sandbox
         else ONNXRuntime.open_here(path, device, chosen)
     )
     made = ONNXRuntime(

@@ -1,4 +1,4 @@
-"""A program that is open in this process or in a sandbox process (cell)."""
+"""A program that is open in this process or in a sandbox process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from clipcheck.backends.calling import Array
 from clipcheck.backends.graph import Graph, Node
 from clipcheck.backends.signature import Declared, Raw
 from clipcheck.errors import IsolationError
-from clipcheck.sandbox.cell import Cell
+from clipcheck.sandbox.process import Sandbox
 from clipcheck.sandbox.wire import Message, Received
 
 if TYPE_CHECKING:
@@ -101,10 +101,10 @@ def open_apart(
     path: Path,
     device: torch.device | str,
     options: Mapping[str, str],
-    cell: Cell,
+    sandbox: Sandbox,
     data: Sequence[Path] = (),
 ) -> Opened:
-    """Open a program in a cell.
+    """Open a program in a sandbox.
 
     Args:
         data: the program's data files.
@@ -112,11 +112,11 @@ def open_apart(
     Raises:
         ClipcheckError: it cannot be opened; the subclass tells why.
     """
-    done = cell.ask(
+    done = sandbox.ask(
         "open",
         f"{backend}: opening the program",
         backend=backend,
-        path=cell.seen(path, data),
+        path=sandbox.seen(path, data),
         device=str(device),
         options=dict(options),
     )
@@ -125,9 +125,9 @@ def open_apart(
 
     def run(arrays: Sequence[Array]) -> Raw:
         rows = " and ".join(str(len(array)) for array in arrays)
-        given: list[Any] = list(arrays) if cell.arrays else _tensors(arrays)
+        given: list[Any] = list(arrays) if sandbox.arrays else _tensors(arrays)
         doing = f"{backend}: running the program on a batch of {rows}"
-        return outputs(cell.ask("run", doing, given, number=number))
+        return outputs(sandbox.ask("run", doing, given, number=number))
 
     def outputs(found: Received) -> Raw:
         names = found.message.get("names")
@@ -146,11 +146,11 @@ def open_apart(
                 receive(told[0], tensors[0], steps, told[1])
             return {}
 
-        cell.ask("weights", f"{backend}: reading the weights", answer=answer, number=number)
+        sandbox.ask("weights", f"{backend}: reading the weights", answer=answer, number=number)
 
     def leave(name: str, weight: torch.Tensor | None) -> None:
         doing = f"{backend}: opening the program with a layer in float"
-        cell.ask("leave", doing, [] if weight is None else [weight], name=name, number=number)
+        sandbox.ask("leave", doing, [] if weight is None else [weight], name=name, number=number)
 
     def graph() -> Graph:
         nodes: list[Node] = []
@@ -163,13 +163,13 @@ def open_apart(
             return {}
 
         doing = f"{backend}: reading its operations"
-        told = cell.ask("graph", doing, answer=answer, number=number).message
+        told = sandbox.ask("graph", doing, answer=answer, number=number).message
         with _telling("its operations"):
             return Graph(nodes, _names(told["inputs"]), _names(told["outputs"]), frozenset(weights))
 
     def tap(names: Sequence[str], optimised: bool) -> Tapped:
         doing = f"{backend}: opening the program to look inside"
-        cell.ask("tap", doing, names=list(names), optimised=optimised, number=number)
+        sandbox.ask("tap", doing, names=list(names), optimised=optimised, number=number)
 
         def run_tapped(arrays: Sequence[Array], wanted: Sequence[str], reached: Reached) -> Raw:
             def answer(question: Message, tensors: list[torch.Tensor]) -> Message:
@@ -179,7 +179,9 @@ def open_apart(
             given = _tensors(arrays)
             doing = f"{backend}: running the program module by module"
             names = list(wanted)
-            return outputs(cell.ask("run_tapped", doing, given, answer, number=number, names=names))
+            return outputs(
+                sandbox.ask("run_tapped", doing, given, answer, number=number, names=names)
+            )
 
         return run_tapped
 
@@ -189,7 +191,7 @@ def open_apart(
         arrays: Sequence[Array],
         given: Sequence[Array],
     ) -> list[Array]:
-        found = cell.ask(
+        found = sandbox.ask(
             "part",
             f"{backend}: running a module alone",
             _tensors([*arrays, *given]),

@@ -105,7 +105,7 @@ class OpenVINO(ProgramBackend):
 
         key = key_of(source, "onnx", "onnxscript")
         written = source.file(source.artefacts.get("program.onnx", key, write))
-        return cls.open_program(replace(written, cell=None, made_here=True))
+        return cls.open_program(replace(written, sandbox=None, made_here=True))
 
     @classmethod
     def open_program(cls, program: ProgramFile) -> Backend:
@@ -114,8 +114,8 @@ class OpenVINO(ProgramBackend):
         data = (weights_of(path),) if is_openvino(path) else data_files(path)
         return cls(
             "openvino",
-            open_apart("openvino", path, program.device, program.options, program.cell, data)
-            if program.cell
+            open_apart("openvino", path, program.device, program.options, program.sandbox, data)
+            if program.sandbox
             else cls.open_here(path, program.device, program.options),
             sizes=program.sizes,
             path=path,

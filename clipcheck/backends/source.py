@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from clipcheck.families import eager
     from clipcheck.families.base import DualEncoder
     from clipcheck.families.sizes import Sizes
-    from clipcheck.sandbox.cell import Cell
+    from clipcheck.sandbox.process import Sandbox
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class ProgramFile:
         sizes: of the model.
         weights: that it should have, by the released keys; None if they are not known.
         options: by name, a value for each of the backend's options.
-        cell: sandbox process that runs it; None for this process.
+        sandbox: sandbox process that runs it; None for this process.
         made_here: whether the backend made it, so that it must have all outputs.
         names: what the user said that its inputs and outputs are, by their names.
         model: whose modules to look for inside of it; None for none.
@@ -48,7 +48,7 @@ class ProgramFile:
     sizes: Sizes
     weights: Mapping[str, torch.Tensor] | None
     options: Mapping[str, str]
-    cell: Cell | None = None
+    sandbox: Sandbox | None = None
     made_here: bool = False
     names: Mapping[str, str] = field(default_factory=dict)
     model: DualEncoder | None = None
@@ -70,7 +70,7 @@ class Source:
         archive: the loaded archive, if the checkpoint is one and it is needed.
         program: a program to run directly, in place of a built one.
         towers: such a file of each tower, in place of one of both.
-        cell: sandbox process for the program's code; None for this process.
+        sandbox: sandbox process for the program's code; None for this process.
         made_here: whether the backend itself made the program, so that it must have all outputs.
         names: what the user said that a program's inputs and outputs are, by their names.
         exports: programs that `exported` returned, by model, with and without checks.
@@ -86,7 +86,7 @@ class Source:
     archive: OpenArchive | None = None
     program: Path | None = None
     towers: tuple[Path, ...] = ()
-    cell: Cell | None = None
+    sandbox: Sandbox | None = None
     made_here: bool = True
     names: Mapping[str, str] = field(default_factory=dict)
     exports: WeakKeyDictionary[DualEncoder, dict[bool, ExportedProgram]] = field(
@@ -144,7 +144,7 @@ class Source:
             self.sizes,
             self.model.state_dict(),
             self.options,
-            self.cell,
+            self.sandbox,
             self.made_here,
             self.names,
             self.model,

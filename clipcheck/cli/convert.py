@@ -50,7 +50,7 @@ def convert(
     Formats: weights, a library's folder, or a program. Archives, folders
     and programs are checked before they get their final name.
     """
-    from clipcheck.backends.cells import prepare
+    from clipcheck.backends.sandboxes import prepare
     from clipcheck.checkpoints.formats import open_checkpoint, require_found
     from clipcheck.writers.suffixes import format_for
 

@@ -39,7 +39,7 @@ def pin(
     With the file, `clipcheck check --pinned FILE` judges any program of the model
     without the weights: for example after each upgrade of a library.
     """
-    from clipcheck.backends.cells import isolation_named
+    from clipcheck.backends.sandboxes import isolation_named
     from clipcheck.cli import terminal
     from clipcheck.gates.result import OUTPUTS
     from clipcheck.harness.pinning import make_pin

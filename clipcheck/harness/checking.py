@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Concatenate, ParamSpec
 
 from clipcheck._version import __version__
-from clipcheck.backends.cells import prepare
+from clipcheck.backends.sandboxes import prepare
 from clipcheck.checkpoints import registry
 from clipcheck.checkpoints.opening import size_of
 from clipcheck.harness.declarations import Device

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 
 from clipcheck.backends.base import Backend
 from clipcheck.backends.calling import Array
-from clipcheck.backends.cells import Isolation, cell_for
 from clipcheck.backends.loading import OpenSides, build, opened_sides
 from clipcheck.backends.registry import Choice, default_for
+from clipcheck.backends.sandboxes import Isolation, sandbox_for
 from clipcheck.checkpoints import registry
 from clipcheck.checkpoints.checkpoint import Checkpoint
 from clipcheck.checkpoints.library import LibraryArchitecture
@@ -123,8 +123,8 @@ def _run_archive(checkpoint: Checkpoint, isolation: Isolation | None) -> _Seen:
     cpu = torch.device("cpu")
     choice = Choice(default_for(checkpoint.format))
     with (
-        cell_for(checkpoint, cpu, isolation) as cell,
-        opened_sides(checkpoint, None, cpu, _DTYPE, archive=True, cell=cell) as sides,
+        sandbox_for(checkpoint, cpu, isolation) as sandbox,
+        opened_sides(checkpoint, None, cpu, _DTYPE, archive=True, sandbox=sandbox) as sides,
         exact_floats(),
     ):
         batch = for_modules(inputs_of(checkpoint.architecture), seed=0)

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from clipcheck.backends.base import Backend
 from clipcheck.backends.calling import Rows
-from clipcheck.backends.cells import cell_for, prepare
 from clipcheck.backends.loading import build, opened_sides, require_runs
 from clipcheck.backends.names import OF_ARCHIVES
 from clipcheck.backends.registry import Choice, default_for, showing_modules
+from clipcheck.backends.sandboxes import prepare, sandbox_for
 from clipcheck.backends.source import Source
 from clipcheck.backends.weights import compare_weights
 from clipcheck.checkpoints.checkpoint import Checkpoint, Program
@@ -140,14 +140,14 @@ def localize(
     require_runs(choice, subject)
     say(f"{name}: loading both models on {target} in {dtype}")
     with (
-        cell_for(subject, target, options.apart) as cell,
+        sandbox_for(subject, target, options.apart) as sandbox,
         opened_sides(
             subject,
             other if program else None,
             target,
             dtype,
             archive=choice.backend.needs_archive,
-            cell=cell,
+            sandbox=sandbox,
             artefacts=options.artefacts,
             names=options.names,
         ) as sides,

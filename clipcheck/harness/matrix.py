@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 from clipcheck.backends.base import Backend
 from clipcheck.backends.calling import Pixels
-from clipcheck.backends.cells import cell_for
 from clipcheck.backends.known import Known, everything, matching
 from clipcheck.backends.loading import (
     OpenSides,
@@ -26,6 +25,7 @@ from clipcheck.backends.loading import (
     rounded_alike,
 )
 from clipcheck.backends.registry import ALL, Choice, default_for, eager_backend
+from clipcheck.backends.sandboxes import sandbox_for
 from clipcheck.backends.signature import ASKED
 from clipcheck.backends.source import Source
 from clipcheck.backends.weights import compare_weights, compared
@@ -77,7 +77,7 @@ if TYPE_CHECKING:
     import torch
 
     from clipcheck.backends.reference import Reference
-    from clipcheck.sandbox.cell import Cell
+    from clipcheck.sandbox.process import Sandbox
 
 SHARED = {"inputs": 4, "load": 3, "eager": 9, "float64": 16}
 """Percent of the time of a check (full-size ViT-B/32, ``benchmarks.check``) for each phase that
@@ -204,10 +204,10 @@ class Judge:
             files, target = self._open(draft, device, reading)
             choices = named or (_default_backend(files),)
             dtypes = options.dtypes or _default_dtypes(files, target)
-            with cell_for(files.subject, target, options.apart) as cell:
+            with sandbox_for(files.subject, target, options.apart) as sandbox:
                 for dtype, share in zip(dtypes, judging.split([1] * len(dtypes)), strict=True):
                     part = replace(draft.judgement, dtype=dtype)
-                    found += self._in_dtype(part, files, target, choices, cell, share)
+                    found += self._in_dtype(part, files, target, choices, sandbox, share)
                     share.reach(1.0)
         span.reach(1.0)
         return found or [draft.judgement]
@@ -268,7 +268,7 @@ class Judge:
         files: _Files,
         device: torch.device,
         choices: Sequence[Choice],
-        cell: Cell | None,
+        sandbox: Sandbox | None,
         span: Span,
     ) -> list[Judgement | LeftOut]:
         """Return a judgement for each backend."""
@@ -294,7 +294,7 @@ class Judge:
             device,
             dtype,
             archive=any(choice.backend.needs_archive for choice in running),
-            cell=cell,
+            sandbox=sandbox,
             artefacts=self.options.artefacts,
             names=self.options.names,
         )
@@ -308,7 +308,7 @@ class Judge:
                 part.add(known=_known_failures(part.judgement, choice, files.checkpoint))
                 share.reach(1.0)
         for choice, part in zip(running, parts, strict=True):
-            part.add(isolation=_isolation(choice, files.subject, cell))
+            part.add(isolation=_isolation(choice, files.subject, sandbox))
         failed = shared.judgement
         if failed.error is not None:  # in work that all backends share
             for part in parts:
@@ -382,7 +382,7 @@ class Judge:
             bench.renew()
         seconds = {**bench.seconds_once(), **watch.seconds}
         run = sum(spent for phase, spent in seconds.items() if phase not in ("load", "build"))
-        draft.add(seconds={**seconds, "run": run}, peak_memory=peak_memory(bench.source.cell))
+        draft.add(seconds={**seconds, "run": run}, peak_memory=peak_memory(bench.source.sandbox))
         del candidate
         gc.collect()  # a program's graph is a reference cycle that keeps its weights
 
@@ -691,14 +691,14 @@ def _judging(options: CheckOptions, names: Sequence[str]) -> list[str]:
 
 
 def _isolation(
-    choice: Choice, subject: Checkpoint | Program, cell: Cell | None
+    choice: Choice, subject: Checkpoint | Program, sandbox: Sandbox | None
 ) -> tuple[str, ...] | None:
     """Return the measures that confined the file's own code, see `Judgement.isolation`."""
     if isinstance(subject, Checkpoint) and not choice.backend.needs_archive:
         return None
-    if cell is None:
+    if sandbox is None:
         return ()
-    return cell.measures or None  # none if the sandbox was not started: no code ran
+    return sandbox.measures or None  # none if the sandbox was not started: no code ran
 
 
 def _versions() -> dict[str, str]:
@@ -816,7 +816,7 @@ def _computes(checkpoint: Checkpoint, released: str | None) -> str:
     return f"{summary_of(checkpoint.model)}: {source}"
 
 
-def peak_memory(cell: Cell | None) -> int | None:
+def peak_memory(sandbox: Sandbox | None) -> int | None:
     """Return the peak memory of this process and the sandbox in bytes; None on Windows.
 
     Memory that both have mapped, such as torch itself, counts twice.
@@ -827,4 +827,4 @@ def peak_memory(cell: Cell | None) -> int | None:
         return None
     unit = 1 if sys.platform == "darwin" else 1024
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return own if cell is None else own + cell.peak_memory
+    return own if sandbox is None else own + sandbox.peak_memory

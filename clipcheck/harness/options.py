@@ -19,8 +19,8 @@ from clipcheck.harness.named_files import file_named
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from clipcheck.backends.cells import Isolation
     from clipcheck.backends.registry import Choice
+    from clipcheck.backends.sandboxes import Isolation
     from clipcheck.inputs.own import OwnData
 
 _OWN_BESIDE_A_PIN = (
@@ -182,7 +182,7 @@ class CheckOptions(Declarations):
     @property
     def apart(self) -> Isolation | None:
         """Where the code of a file runs; None for the default."""
-        from clipcheck.backends.cells import isolation_named
+        from clipcheck.backends.sandboxes import isolation_named
 
         return isolation_named(self.isolation)
 

@@ -16,7 +16,6 @@ import numpy as np
 
 from clipcheck.backends.base import Backend
 from clipcheck.backends.calling import Array, translating
-from clipcheck.backends.cells import cell_for
 from clipcheck.backends.loading import (
     build,
     dtype_of,
@@ -25,6 +24,7 @@ from clipcheck.backends.loading import (
     require_runs,
 )
 from clipcheck.backends.registry import Choice, default_for, eager_backend, require_available
+from clipcheck.backends.sandboxes import sandbox_for
 from clipcheck.backends.source import ProgramFile
 from clipcheck.backends.towers import Towers
 from clipcheck.checkpoints import program_weights, registry
@@ -67,7 +67,7 @@ from clipcheck.system.progress import Span, say_import
 
 if TYPE_CHECKING:
     from clipcheck.backends.source import Source
-    from clipcheck.sandbox.cell import Cell
+    from clipcheck.sandbox.process import Sandbox
 
 _NOT_JUDGED = "weights"
 """Gate that needs the reference itself."""
@@ -128,12 +128,14 @@ class PinnedJudge:
             choices = options.choices or (_default(subject),)
             dtypes = options.dtypes or (_default_dtype(subject),)
             parts = iter(span.split([1] * (len(choices) * len(dtypes))))
-            with cell_for(subject, where, options.apart, arrays=_needs_no_torch(subject)) as cell:
+            with sandbox_for(
+                subject, where, options.apart, arrays=_needs_no_torch(subject)
+            ) as sandbox:
                 for dtype in dtypes:
                     for choice in choices:
                         part = Draft(replace(draft.judgement, dtype=dtype, backend=str(choice)))
                         with part.keeping_errors():
-                            self._judge(part, subject, choice, cell, next(parts))
+                            self._judge(part, subject, choice, sandbox, next(parts))
                         found.append(_told(part, choice))
         span.reach(1.0)
         return found or [draft.judgement]
@@ -185,7 +187,7 @@ class PinnedJudge:
         draft: Draft,
         subject: Checkpoint | Program,
         choice: Choice,
-        cell: Cell | None,
+        sandbox: Sandbox | None,
         span: Span,
     ) -> None:
         judged = draft.judgement
@@ -194,7 +196,7 @@ class PinnedJudge:
         with watch.phase("weights"):
             weights = compare(_weights_of(subject), self.pin.weights)
         span.say(f"{judged.checkpoint}: running on {judged.device} in {choice}")
-        built = self._built(subject, choice, judged.device, dtype, cell, watch)
+        built = self._built(subject, choice, judged.device, dtype, sandbox, watch)
         with built as (candidate, source), candidate:
             with watch.phase("inputs"):
                 trial = self._trial(dtype, weights, colours=candidate.seen is not None)
@@ -204,11 +206,11 @@ class PinnedJudge:
             if isinstance(subject, Program):
                 subject.require_unchanged()
             draft.add(**self._findings(trial, candidate, verdict))
-        measures = None if cell is None else cell.measures or None
+        measures = None if sandbox is None else sandbox.measures or None
         draft.add(
             isolation=measures,
             seconds={**watch.seconds, "run": sum(watch.seconds.values()) - watch.seconds["build"]},
-            peak_memory=peak_memory(cell),
+            peak_memory=peak_memory(sandbox),
         )
         span.reach(1.0)
 
@@ -335,7 +337,7 @@ class PinnedJudge:
         choice: Choice,
         device: str,
         dtype: str,
-        cell: Cell | None,
+        sandbox: Sandbox | None,
         watch: Stopwatch,
     ) -> Iterator[tuple[Backend, Source | None]]:
         """Yield the candidate, and the source of which it was built if that has weights."""
@@ -344,7 +346,7 @@ class PinnedJudge:
         if isinstance(subject, Program):
             require_dtype(subject, dtype)
             with watch.phase("build"):
-                program = self._of_program(subject, choice, device, dtype, cell)
+                program = self._of_program(subject, choice, device, dtype, sandbox)
             yield program, None
             return
         import torch
@@ -357,7 +359,7 @@ class PinnedJudge:
             torch.device(device),
             dtype,
             archive=choice.backend.needs_archive,
-            cell=cell,
+            sandbox=sandbox,
             artefacts=self.options.artefacts,
         ) as sides:
             with watch.phase("build"), exact_floats():
@@ -365,7 +367,7 @@ class PinnedJudge:
             yield candidate, sides.source
 
     def _of_program(
-        self, program: Program, choice: Choice, device: str, dtype: str, cell: Cell | None
+        self, program: Program, choice: Choice, device: str, dtype: str, sandbox: Sandbox | None
     ) -> Backend:
         sizes = self.pin.header.sizes
         file = ProgramFile(
@@ -375,7 +377,7 @@ class PinnedJudge:
             sizes,
             None,
             choice.settings,
-            cell,
+            sandbox,
             names=self.options.names,
         )
         with translating(choice.name, "building"):

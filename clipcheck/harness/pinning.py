@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clipcheck.backends.cells import prepare
 from clipcheck.backends.loading import opened_sides
+from clipcheck.backends.sandboxes import prepare
 from clipcheck.backends.weights import stored_of
 from clipcheck.checkpoints.checkpoint import Checkpoint
 from clipcheck.checkpoints.formats import open_checkpoint, require_found
@@ -53,8 +53,8 @@ from clipcheck.system.progress import Progress, Span, say_import, silent
 if TYPE_CHECKING:
     import torch
 
-    from clipcheck.backends.cells import Isolation
     from clipcheck.backends.reference import Named
+    from clipcheck.backends.sandboxes import Isolation
     from clipcheck.families.sizes import Sizes
 
 _NAME = 64

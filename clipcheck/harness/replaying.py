@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipcheck.backends.artefacts import default_folder
-from clipcheck.backends.cells import cell_for, isolation_named, prepare
 from clipcheck.backends.loading import build, opened_sides, require_runs
 from clipcheck.backends.registry import parse
+from clipcheck.backends.sandboxes import isolation_named, prepare, sandbox_for
 from clipcheck.checkpoints.architecture import Dimensions
 from clipcheck.checkpoints.formats import require_found
 from clipcheck.checkpoints.opening import open_pair, weights_of
@@ -108,14 +108,14 @@ def replay(
     require_runs(choice, subject)
     given = batch(saved.example, Preprocessing.of(inputs))
     with (
-        cell_for(subject, target, apart) as cell,
+        sandbox_for(subject, target, apart) as sandbox,
         opened_sides(
             subject,
             other,
             target,
             wanted,
             archive=choice.backend.needs_archive,
-            cell=cell,
+            sandbox=sandbox,
             artefacts=default_folder(),
             names=saved.asked_names,
         ) as sides,

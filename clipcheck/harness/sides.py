@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from clipcheck.backends.base import Backend
-from clipcheck.backends.cells import cell_for
 from clipcheck.backends.loading import build, opened_sides
 from clipcheck.backends.registry import Choice, default_for
+from clipcheck.backends.sandboxes import sandbox_for
 from clipcheck.checkpoints.checkpoint import Checkpoint, Program
 from clipcheck.checkpoints.opening import open_pair, require_told
 from clipcheck.errors import RunError, UsageError
@@ -193,8 +193,10 @@ def open_candidate(
     checkpoint, choice = side.checkpoint, Choice(default_for(side.checkpoint.format))
     archive = choice.backend.needs_archive
     with (
-        cell_for(checkpoint, side.device) as cell,
-        opened_sides(checkpoint, None, side.device, dtype, archive=archive, cell=cell) as sides,
+        sandbox_for(checkpoint, side.device) as sandbox,
+        opened_sides(
+            checkpoint, None, side.device, dtype, archive=archive, sandbox=sandbox
+        ) as sides,
         build(choice, sides.source) as candidate,
     ):
-        yield candidate, (() if cell is None else cell.measures) if archive else None
+        yield candidate, (() if sandbox is None else sandbox.measures) if archive else None

@@ -105,9 +105,9 @@ class Run:
         return judgement
 
     def _load(self, case: Case) -> Pair:
-        from clipcheck.backends.cells import cell_for
         from clipcheck.backends.loading import build, opened_sides, require_runs
         from clipcheck.backends.modules import ModuleBackend
+        from clipcheck.backends.sandboxes import sandbox_for
         from clipcheck.checkpoints.opening import open_pair
         from clipcheck.models.loader import resolve_device
 
@@ -123,14 +123,14 @@ class Run:
         (choice,) = options.choices
         require_runs(choice, subject)
         device = resolve_device(case.device)
-        cell = self._open.enter_context(cell_for(subject, device, options.apart))
+        sandbox = self._open.enter_context(sandbox_for(subject, device, options.apart))
         opened = opened_sides(
             subject,
             reference,
             device,
             case.dtype,
             archive=choice.backend.needs_archive,
-            cell=cell,
+            sandbox=sandbox,
             artefacts=options.artefacts,
             names=options.names,
         )

@@ -1,4 +1,4 @@
-"""Limits of a cell's time and memory."""
+"""Limits of a sandbox's time and memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SECONDS_VARIABLE = "CLIPCHECK_TIME_LIMIT"
 """Environment variable for the time limit of a call, in seconds."""
 
 MEMORY_VARIABLE = "CLIPCHECK_MEMORY_LIMIT"
-"""Environment variable for the memory limit of a cell."""
+"""Environment variable for the memory limit of a sandbox."""
 
 SECONDS = 300.0
 """Default seconds for a call: loading a file, or running a batch. A full-size ViT-B/32 takes less
@@ -28,7 +28,7 @@ large in float32, and an interpreter and an unpacker may each hold two copies fo
 
 @dataclass(frozen=True)
 class Limits:
-    """Resource limits of a cell.
+    """Resource limits of a sandbox.
 
     Attributes:
         seconds: of a call.

@@ -10,7 +10,7 @@ from pathlib import Path
 def within_reach(path: Path) -> bool:
     """Tell whether owner, group and mode let this user open the file.
 
-    Root can also open other files, for example those mounted into a container; a cell of root
+    Root can also open other files, for example those mounted into a container; a sandbox of root
     cannot.
     """
     if not hasattr(os, "geteuid") or os.geteuid() != 0:

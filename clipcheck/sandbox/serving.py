@@ -1,4 +1,4 @@
-"""The cell's side: answer requests."""
+"""The sandbox's side: answer requests."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Caller:
         return self._channel.receive().message
 
     def shared(self, size: int) -> Memory:
-        """Receive the next shared memory, of this size. Writes to it are private to the cell."""
+        """Receive the next shared memory, of this size. Writes to it are private to the sandbox."""
         _, (descriptor,), _, _ = socket.recv_fds(self._sharing, 1, 1)
         return Memory(size, descriptor, private=True)
 

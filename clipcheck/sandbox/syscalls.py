@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from clipcheck.errors import IsolationError
 
 _DENIED = {
-    # Networks and other sockets; the cell's own socket exists already.
+    # Networks and other sockets; the sandbox's own socket exists already.
     "socket": (41, 198),
     "socketpair": (53, 199),
     "connect": (42, 203),

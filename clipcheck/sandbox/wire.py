@@ -1,4 +1,4 @@
-"""Messages between clipcheck and a cell: JSON on a socket, tensors in shared memory.
+"""Messages between clipcheck and a sandbox: JSON on a socket, tensors in shared memory.
 
 A message is its length in four bytes, then JSON. Tensors are one after another in shared memory of
 a fixed size; the message has the dtype, shape and offset of each. Only one side writes at a time:

@@ -1,8 +1,8 @@
-"""The zygote: the process that forks cells. It has imported what they need, and opened no file.
+"""The zygote: the process that forks sandboxes. It has imported what they need, and opened no file.
 
-It answers its parent on a socket, one message at a time: fork a cell with these file descriptors,
-or wait for one that has ended. When the socket is closed, because the parent has ended for any
-reason, the zygote and its cells end.
+It answers its parent on a socket, one message at a time: fork a sandbox with these file
+descriptors, or wait for one that has ended. When the socket is closed, because the parent has ended
+for any reason, the zygote and its sandboxes end.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def main(descriptor: int, modules: list[str]) -> None:
 
 
 def _sweep(scratch: dict[int, str]) -> None:
-    """End the remaining cells, and delete their folders."""
+    """End the remaining sandboxes, and delete their folders."""
     for pid, folder in scratch.items():
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
@@ -71,13 +71,13 @@ def _fork(control: socket.socket, message: dict[str, Any], descriptors: list[int
     try:
         die_with(own)
         control.close()
-        _cell(message, *descriptors)
+        _sandbox(message, *descriptors)
     except BaseException:  # the forked copy must not continue as a zygote
         os._exit(70)
     os._exit(0)
 
 
-def _cell(message: dict[str, Any], connection: int, sharing: int, memory: int) -> None:
+def _sandbox(message: dict[str, Any], connection: int, sharing: int, memory: int) -> None:
     from clipcheck.sandbox.serving import Caller, serve
     from clipcheck.sandbox.wire import ROOM, ArrayChannel, Channel, Memory
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from packaging.version import Version
 
-from clipcheck.backends import cells
+from clipcheck.backends import sandboxes
 from clipcheck.backends.artefacts import Artefacts
 from clipcheck.backends.base import Backend
 from clipcheck.backends.held import _is_folded, _is_scaled
@@ -156,12 +156,12 @@ def hub(path: Path) -> Path:
 @parametrize("isolation", ["process", "none"], quick=1)
 def test_external_weight_files_are_run_and_compared(
     lay: Callable[[Path], Path],
-    isolation: cells.Isolation,
+    isolation: sandboxes.Isolation,
     vit: Source,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(cells, "_MOST_NAMED", 10)
+    monkeypatch.setattr(sandboxes, "_MOST_NAMED", 10)
     ONNXRuntime.build(vit).close()
     whole = artefact(vit)
     path = tmp_path / "m.onnx"
@@ -171,8 +171,8 @@ def test_external_weight_files_are_run_and_compared(
     assert isinstance(subject, Program)
     assert (len(subject.data) > 10) == (lay is a_file_for_each)
     weights = vit.model.state_dict()
-    with cells.cell_for(subject, CPU, isolation) as cell:
-        found = open_program(path, CPU, vit.sizes, weights, cell=cell)
+    with sandboxes.sandbox_for(subject, CPU, isolation) as sandbox:
+        found = open_program(path, CPU, vit.sizes, weights, sandbox=sandbox)
         with contextlib.closing(found):
             given = batch(vit.checkpoint.architecture, 2, 3)
             outputs = found.outputs(*given)

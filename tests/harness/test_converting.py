@@ -216,13 +216,13 @@ def test_the_code_runs_where_a_check_runs_it(
     minute_archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[object] = []
-    cell_for = converting.cell_for
+    sandbox_for = converting.sandbox_for
 
     def watched(subject: Checkpoint, device: torch.device, isolation: Any) -> Any:
         asked.append(isolation)
-        return cell_for(subject, device, isolation)
+        return sandbox_for(subject, device, isolation)
 
-    monkeypatch.setattr(converting, "cell_for", watched)
+    monkeypatch.setattr(converting, "sandbox_for", watched)
     for isolation in (None, "none"):
         require_convertible(open_checkpoint(minute_archive), isolation)
     assert asked == [None, "none"]

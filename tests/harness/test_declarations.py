@@ -11,7 +11,7 @@ import pytest
 import typer
 
 import clipcheck
-from clipcheck.backends.cells import ISOLATIONS
+from clipcheck.backends.sandboxes import ISOLATIONS
 from clipcheck.cli import options
 from clipcheck.cli.app import app
 from clipcheck.errors import UsageError

@@ -1,4 +1,4 @@
-"""The parent's side: start a cell, send requests, and report why it does not answer."""
+"""The parent's side: start a sandbox, send requests, and report why it does not answer."""
 
 from __future__ import annotations
 
@@ -66,11 +66,11 @@ _KEPT_PREFIXES = (
     "CUDA_",
     "NVIDIA_",
 )
-"""Variables of the environment that cells get: those for finding and tuning libraries. Others may
-be secret."""
+"""Variables of the environment that sandboxes get: those for finding and tuning libraries. Others
+may be secret."""
 
 _MOST_QUESTIONS = 100_000
-"""Most questions that a cell may ask during a request: the largest model has about a thousand
+"""Most questions that a sandbox may ask during a request: the largest model has about a thousand
 modules that report their inputs."""
 
 _CRASHES = "A file that ends who runs it is unfit for use, whatever is the matter with it."
@@ -79,10 +79,10 @@ _SEE = (
 )
 
 Answer = Callable[[Message, "list[torch.Tensor]"], Message]
-"""Answers a question that a cell asks during a request."""
+"""Answers a question that a sandbox asks during a request."""
 
 
-class Cell:
+class Sandbox:
     """A sandbox process for one untrusted file.
 
     It starts with the first request. If it has ended, the next request starts it again, and what it
@@ -128,11 +128,11 @@ class Cell:
         Args:
             do: method of the handler.
             doing: description of the request, such as ``running encode_image``.
-            answer: answers questions of the cell.
+            answer: answers questions of the sandbox.
             meanwhile: work for this process before it waits for the result.
 
         Raises:
-            IsolationError: the cell ended, took too long or too much memory, or sent no valid
+            IsolationError: the sandbox ended, took too long or too much memory, or sent no valid
                 answer.
             ClipcheckError: the method raised it.
             ValueError: the tensors cannot be sent.
@@ -163,18 +163,18 @@ class Cell:
                 f"{doing}: expected an answer, found {error}",
                 remedy="Do not run this file: it has taken over the process that ran it.",
             ) from error
-        except BaseException:  # after any error the cell would wait for an answer forever
+        except BaseException:  # after any error the sandbox would wait for an answer forever
             self._end()
             raise
 
     def share(self, memory: Memory) -> None:
-        """Share memory with the cell, which cannot change it for this process."""
+        """Share memory with the sandbox, which cannot change it for this process."""
         life = self._living()
         socket.send_fds(life.sharing, [b"m"], [memory.descriptor])
 
     def seen(self, path: Path, data: Sequence[Path] = ()) -> str:
-        """Return the path of a file for the cell: a copy in the cell's folder, if this process can
-        open the file only with privileges.
+        """Return the path of a file for the sandbox: a copy in the sandbox's folder, if this
+        process can open the file only with privileges.
 
         Args:
             data: its data files, in its folder or below, which are copied as well.
@@ -268,7 +268,7 @@ class Cell:
 
 
 class _Told(Exception):  # noqa: N818 - never seen outside
-    """An error that the cell reported: it is alive and can get further requests."""
+    """An error that the sandbox reported: it is alive and can get further requests."""
 
     def __init__(self, error: ClipcheckError) -> None:
         self.error = error
@@ -279,7 +279,7 @@ def _told(error: type[ClipcheckError], problem: str, remedy: str) -> _Told:
 
 
 class _Life:
-    """A cell from its start to its end."""
+    """A sandbox from its start to its end."""
 
     def __init__(
         self, handler: str, readable: list[str], limits: Limits, *, gpu: bool, arrays: bool
@@ -310,7 +310,7 @@ class _Life:
             self._held = held.pop_all()
 
     def copied(self, path: Path, folder: Path) -> Path:
-        """Copy the file into the cell's folder, with its path relative to ``folder``."""
+        """Copy the file into the sandbox's folder, with its path relative to ``folder``."""
         target = self._scratch / os.path.normpath(path.relative_to(folder))
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -340,13 +340,13 @@ class _Life:
                 os.kill(self._pid, signal.SIGKILL)
             return int(self._zygote.ask({"do": "wait", "pid": self._pid})["status"])
         except IsolationError:
-            return signal.SIGKILL  # the zygote has ended, and its cells with it
+            return signal.SIGKILL  # the zygote has ended, and its sandboxes with it
         finally:
             self._held.close()
 
 
 class _Zygote:
-    """The process that forks cells; there is one for this process.
+    """The process that forks sandboxes; there is one for this process.
 
     Args:
         arrays: whether it need not import torch.
@@ -414,7 +414,7 @@ class _Zygote:
         return lines[-1] if lines else "without a message"
 
     def close(self) -> None:
-        """End it and its cells."""
+        """End it and its sandboxes."""
         self._control.close()
         self._said.close()
         if self.owner == os.getpid():
@@ -468,7 +468,7 @@ def _environment() -> dict[str, str]:
         **kept,
         # Threads are lost in a fork, and nothing here needs OpenBLAS.
         "OPENBLAS_NUM_THREADS": "1",
-        # Threads of a waiting cell would otherwise spin on cores that its parent needs.
+        # Threads of a waiting sandbox would otherwise spin on cores that its parent needs.
         "OMP_WAIT_POLICY": "PASSIVE",
     }
 
@@ -491,6 +491,6 @@ def _error_named(kind: object) -> type[ClipcheckError] | None:
 
 
 def _path(failed: Mapping[str, Any], readable: Sequence[str]) -> str | None:
-    """Return the file of an error, if the cell may read it."""
+    """Return the file of an error, if the sandbox may read it."""
     path = failed.get("path")
     return path if isinstance(path, str) and path in readable else None

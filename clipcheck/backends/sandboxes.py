@@ -1,4 +1,4 @@
-"""Decide which files' code runs in a sandbox process (cell)."""
+"""Decide which files' code runs in a sandbox process."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Literal
 from clipcheck.checkpoints import registry
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format, Program
 from clipcheck.errors import UsageError
-from clipcheck.sandbox.cell import Cell, zygote
 from clipcheck.sandbox.limits import limits_for
+from clipcheck.sandbox.process import Sandbox, zygote
 from clipcheck.system.threads import threads
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ _HANDLERS = {
 _OF_ARRAYS = "clipcheck.backends.array_handler:ArrayHandler"
 
 _MOST_NAMED = 50
-"""Most data files that a message to a cell names; it is limited to 64 kB."""
+"""Most data files that a message to a sandbox names; it is limited to 64 kB."""
 
 _WITH_CODE = (b"PK\x03\x04", b"\x08", b"<?xm")
 """First bytes of files that may have code: zip files, ONNX by most exporters, and OpenVINO's."""
@@ -58,18 +58,18 @@ def isolation_named(isolation: str | None) -> Isolation | None:
 
 
 @contextmanager
-def cell_for(
+def sandbox_for(
     subject: Checkpoint | Program,
     device: torch.device | str,
     isolation: Isolation | None = None,
     *,
     arrays: bool = False,
-) -> Iterator[Cell | None]:
-    """Yield the cell for a file's code; None for this process.
+) -> Iterator[Sandbox | None]:
+    """Yield the sandbox for a file's code; None for this process.
 
     Args:
         isolation: default: ``process``, except for released files.
-        arrays: whether the cell gets and gives numpy's arrays, and only runs programs.
+        arrays: whether the sandbox gets and gives numpy's arrays, and only runs programs.
 
     Raises:
         UsageError: a limit in the environment is invalid.
@@ -82,11 +82,11 @@ def cell_for(
     served = Format.PT2 if isinstance(subject, Program) else subject.format
     handler = _OF_ARRAYS if arrays else _HANDLERS[served]
     gpu = str(device).startswith("cuda")
-    cell = Cell(handler, _readable(subject), limits, gpu=gpu, arrays=arrays)
+    sandbox = Sandbox(handler, _readable(subject), limits, gpu=gpu, arrays=arrays)
     try:
-        yield cell
+        yield sandbox
     finally:
-        cell.close()
+        sandbox.close()
 
 
 def _readable(subject: Checkpoint | Program) -> list[Path]:
@@ -101,11 +101,11 @@ def _readable(subject: Checkpoint | Program) -> list[Path]:
 
 
 def prepare(names: Sequence[str], isolation: Isolation | None, *, arrays: bool = False) -> None:
-    """Start the process that forks cells if one of these files may need one: it imports its modules
-    while this process does.
+    """Start the process that forks sandboxes if one of these files may need one: it imports its
+    modules while this process does.
 
     Args:
-        arrays: whether cells need not import torch.
+        arrays: whether sandboxes need not import torch.
     """
     if isolation != "none" and hasattr(os, "fork") and any(_may_have_code(name) for name in names):
         zygote(arrays=arrays)

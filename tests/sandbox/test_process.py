@@ -19,9 +19,9 @@ import pytest
 import torch
 
 from clipcheck.errors import IsolationError
-from clipcheck.sandbox import cell as cells
-from clipcheck.sandbox.cell import Cell
+from clipcheck.sandbox import process
 from clipcheck.sandbox.limits import Limits
+from clipcheck.sandbox.process import Sandbox
 from clipcheck.sandbox.wire import Memory
 from tests.sandbox.probing import HANDLER, HERE, _tried, called
 from tests.thorough import parametrize
@@ -35,23 +35,23 @@ Tried = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
-def prober() -> Iterator[Cell]:
+def prober() -> Iterator[Sandbox]:
     """Share one process among all tests that do not end it."""
-    with contextlib.closing(Cell(HANDLER, [HERE.parents[1]], GENEROUS)) as cell:
-        yield cell
+    with contextlib.closing(Sandbox(HANDLER, [HERE.parents[1]], GENEROUS)) as sandbox:
+        yield sandbox
 
 
 @pytest.fixture
-def tried(prober: Cell) -> Tried:
+def tried(prober: Sandbox) -> Tried:
     return lambda do, **how: prober.ask(do, "trying", **how).message["came"]
 
 
 @contextlib.contextmanager
-def short(seconds: float = 60, memory: int = 4 * 10**9) -> Iterator[Cell]:
+def short(seconds: float = 60, memory: int = 4 * 10**9) -> Iterator[Sandbox]:
     """Start a process that the test ends."""
     limits = Limits(seconds, memory, 1)
-    with contextlib.closing(Cell(HANDLER, [HERE.parents[1]], limits)) as cell:
-        yield cell
+    with contextlib.closing(Sandbox(HANDLER, [HERE.parents[1]], limits)) as sandbox:
+        yield sandbox
 
 
 # --------------------------------------------------------------------------- files
@@ -74,7 +74,8 @@ def test_a_file_of_the_user_cannot_be_read_or_changed(tried: Tried, tmp_path: Pa
 
 @pytest.mark.parametrize("number", [463, 466, 469])
 def test_newer_calls_that_change_a_file_are_denied(tried: Tried, number: int) -> None:
-    """setxattrat, removexattrat, file_setattr: outside of a cell Linux finds other faults first."""
+    """setxattrat, removexattrat, file_setattr: outside of a sandbox Linux finds other faults
+    first."""
     assert _tried(lambda: called(number))[0]["came"] not in (DENIED, FORBIDDEN)
     assert tried("calls", number=number) == DENIED
 
@@ -89,9 +90,9 @@ def test_given_files_can_be_read_but_not_written(tmp_path: Path) -> None:
     given, beside = tmp_path / "given", tmp_path / "beside"
     given.write_text("the file")
     beside.write_text("another")
-    with contextlib.closing(Cell(HANDLER, [HERE.parents[1], given], GENEROUS)) as cell:
+    with contextlib.closing(Sandbox(HANDLER, [HERE.parents[1], given], GENEROUS)) as sandbox:
         came = [
-            cell.ask(do, "trying", path=str(path)).message["came"]
+            sandbox.ask(do, "trying", path=str(path)).message["came"]
             for do, path in [("reads", given), ("reads", beside), ("writes", given)]
         ]
     assert came == ["b'the file'", FORBIDDEN, FORBIDDEN]
@@ -105,19 +106,19 @@ def test_a_file_out_of_its_reach_is_copied_with_those_that_it_names(
     for name in names:
         (tmp_path / name).write_text(name)
     path, data = (tmp_path / name for name in names)
-    with short() as cell:
-        assert cell.seen(path, [data]) == str(path)
-        monkeypatch.setattr(cells, "within_reach", lambda file: file != data)
-        folder = Path(cell.seen(path, [data])).parent
+    with short() as sandbox:
+        assert sandbox.seen(path, [data]) == str(path)
+        monkeypatch.setattr(process, "within_reach", lambda file: file != data)
+        folder = Path(sandbox.seen(path, [data])).parent
         for name in names:
-            came = cell.ask("reads", "trying", path=str(folder / name)).message["came"]
+            came = sandbox.ask("reads", "trying", path=str(folder / name)).message["came"]
             assert came == str(name.encode())
 
 
 def test_the_sandbox_has_a_temporary_folder_that_is_deleted_at_its_end(tmp_path: Path) -> None:
-    with short() as cell:
-        home = cell.ask("environment", "looking").message["home"]
-        assert cell.ask("writes", "trying", path=f"{home}/x").message["came"] == "1"
+    with short() as sandbox:
+        home = sandbox.ask("environment", "looking").message["home"]
+        assert sandbox.ask("writes", "trying", path=f"{home}/x").message["came"] == "1"
         assert Path(home, "x").exists()
     assert not Path(home).exists()
 
@@ -136,7 +137,7 @@ def test_it_starts_and_signals_no_other_process(tried: Tried) -> None:
     assert tried("signals", pid=os.getpid()) == DENIED
 
 
-def test_it_has_no_rights_and_cannot_get_any(prober: Cell) -> None:
+def test_it_has_no_rights_and_cannot_get_any(prober: Sandbox) -> None:
     status = prober.ask("status", "looking").message
     assert status["NoNewPrivs"] == "1"
     assert status["Seccomp"] == "2"
@@ -146,14 +147,14 @@ def test_it_has_no_rights_and_cannot_get_any(prober: Cell) -> None:
 def test_its_environment_has_nothing_of_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_TOKEN", "secret")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    assert "MY_TOKEN" not in cells._environment()
-    with short() as cell:
-        names = cell.ask("environment", "looking").message["environment"]
-    allowed = (*cells._KEPT, "HOME", "TMPDIR", "OPENBLAS_NUM_THREADS", "OMP_WAIT_POLICY")
-    assert [n for n in names if n not in allowed and not n.startswith(cells._KEPT_PREFIXES)] == []
+    assert "MY_TOKEN" not in process._environment()
+    with short() as sandbox:
+        names = sandbox.ask("environment", "looking").message["environment"]
+    allowed = (*process._KEPT, "HOME", "TMPDIR", "OPENBLAS_NUM_THREADS", "OMP_WAIT_POLICY")
+    assert [n for n in names if n not in allowed and not n.startswith(process._KEPT_PREFIXES)] == []
 
 
-def test_active_protections_are_reported(prober: Cell) -> None:
+def test_active_protections_are_reported(prober: Sandbox) -> None:
     prober.ask("echo", "starting")
     most = 64 + 4 * (os.cpu_count() or 1)
     assert prober.measures == (
@@ -172,15 +173,15 @@ def _landlock() -> int:
 
 
 def test_it_starts_no_more_threads_than_it_may() -> None:
-    with short() as cell:
-        came = cell.ask("starts_threads", "trying", count=10**4).message["came"]
-        assert cell.measures[-1].endswith(f" {came} in all")
+    with short() as sandbox:
+        came = sandbox.ask("starts_threads", "trying", count=10**4).message["came"]
+        assert sandbox.measures[-1].endswith(f" {came} in all")
 
 
 # --------------------------------------------------------------------------- memory
 
 
-def test_it_sees_what_is_shared_and_keeps_what_it_writes_there(prober: Cell) -> None:
+def test_it_sees_what_is_shared_and_keeps_what_it_writes_there(prober: Sandbox) -> None:
     memory = Memory(4096)
     memory.buffer[:4] = b"good"
     memory.seal()
@@ -202,7 +203,7 @@ def test_open_files_are_limited(tried: Tried) -> None:
     assert tried("opens", count=2000) == "Too many open files"
 
 
-def test_taking_too_much_memory_is_reported_and_survived(prober: Cell) -> None:
+def test_taking_too_much_memory_is_reported_and_survived(prober: Sandbox) -> None:
     with pytest.raises(IsolationError) as caught:
         prober.ask("takes", "loading it", size=5 * 10**9)
     problem = caught.value.problem
@@ -224,29 +225,29 @@ def test_taking_too_much_memory_is_reported_and_survived(prober: Cell) -> None:
     ],
 )
 def test_a_crash_is_reported_with_its_signal(by: int, told: str) -> None:
-    with short() as cell:
+    with short() as sandbox:
         with pytest.raises(IsolationError, match=f"running it: the process {told}"):
-            cell.ask("dies", "running it", by=by)
+            sandbox.ask("dies", "running it", by=by)
         # The next that it is asked for finds a new one.
-        assert cell.ask("echo", "again", n=2).message == {"n": 2}
+        assert sandbox.ask("echo", "again", n=2).message == {"n": 2}
 
 
 def test_an_exit_is_reported_with_its_code() -> None:
-    with short() as cell, pytest.raises(IsolationError, match="by itself, with exit code 3"):
-        cell.ask("exits", "running it", code=3)
+    with short() as sandbox, pytest.raises(IsolationError, match="by itself, with exit code 3"):
+        sandbox.ask("exits", "running it", code=3)
 
 
 @parametrize("do", ["hangs", "stops"])
 def test_a_call_that_takes_too_long_is_ended(do: str) -> None:
     began = time.monotonic()
-    with short(seconds=1) as cell:
+    with short(seconds=1) as sandbox:
         with pytest.raises(IsolationError, match="it took more than 1 s, and was ended"):
-            cell.ask(do, "running it")
-        assert cell.ask("echo", "again", n=2).message == {"n": 2}
+            sandbox.ask(do, "running it")
+        assert sandbox.ask("echo", "again", n=2).message == {"n": 2}
     assert time.monotonic() - began < 30
 
 
-def test_an_ordinary_error_is_reported_and_the_cell_survives(prober: Cell) -> None:
+def test_an_ordinary_error_is_reported_and_the_sandbox_survives(prober: Sandbox) -> None:
     with pytest.raises(IsolationError, match=r"unexpected way \(ZeroDivisionError: of its own\)"):
         prober.ask("fails", "running it")
     assert prober.ask("echo", "going on", n=1).message == {"n": 1}
@@ -255,25 +256,25 @@ def test_an_ordinary_error_is_reported_and_the_cell_survives(prober: Cell) -> No
 # --------------------------------------------------------------------------- answers
 
 
-def test_tensors_cross_in_both_directions(prober: Cell) -> None:
+def test_tensors_cross_in_both_directions(prober: Sandbox) -> None:
     sent = [torch.randn(2, 3), torch.arange(4, dtype=torch.int32)]
     came = prober.ask("echo", "asking", sent, word="a").tensors
     assert all(torch.equal(one, other) for one, other in zip(sent, came, strict=True))
 
 
-def test_requests_of_the_sandbox_are_answered(prober: Cell) -> None:
+def test_requests_of_the_sandbox_are_answered(prober: Sandbox) -> None:
     came = prober.ask("asks", "asking", answer=lambda q, _: {"n": q["n"] * 2}, times=3)
     assert came.message == {"answers": [0, 2, 4]}
 
 
-def test_an_error_in_an_answer_ends_the_cell_and_is_the_callers() -> None:
+def test_an_error_in_an_answer_ends_the_sandbox_and_is_the_callers() -> None:
     def answer(*_: object) -> dict[str, int]:
         raise LookupError("in the answer")
 
-    with short() as cell:
+    with short() as sandbox:
         with pytest.raises(LookupError, match="in the answer"):
-            cell.ask("asks", "asking", answer=answer, times=1)
-        assert cell.ask("echo", "again", n=2).message == {"n": 2}
+            sandbox.ask("asks", "asking", answer=answer, times=1)
+        assert sandbox.ask("echo", "again", n=2).message == {"n": 2}
 
 
 @pytest.mark.parametrize(
@@ -289,28 +290,28 @@ def test_an_error_in_an_answer_ends_the_cell_and_is_the_callers() -> None:
     ],
 )
 def test_an_invalid_answer_ends_the_sandbox_process(said: bytes) -> None:
-    with short() as cell, pytest.raises(IsolationError, match="expected an answer, found"):
-        cell.ask("says", "running it", raw=said.hex())
+    with short() as sandbox, pytest.raises(IsolationError, match="expected an answer, found"):
+        sandbox.ask("says", "running it", raw=said.hex())
 
 
-def test_too_many_requests_end_the_cell(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cells, "_MOST_QUESTIONS", 10)
-    with short() as cell, pytest.raises(IsolationError, match="too many questions"):
-        cell.ask("asks", "asking", answer=lambda q, _: q, times=100)
+def test_too_many_requests_end_the_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "_MOST_QUESTIONS", 10)
+    with short() as sandbox, pytest.raises(IsolationError, match="too many questions"):
+        sandbox.ask("asks", "asking", answer=lambda q, _: q, times=100)
 
 
 def test_an_error_names_only_our_classes_and_only_given_files() -> None:
-    cell = Cell(HANDLER, [], GENEROUS)
+    sandbox = Sandbox(HANDLER, [], GENEROUS)
     for kind in ("os", "partial", "OSError", "__builtins__", "", None, 5):
-        said = cells.Received({"failed": {"kind": kind, "problem": "p", "path": "/etc/x"}}, [])
-        with pytest.raises(cells._Told) as caught:
-            cell._result(said, "doing")
+        said = process.Received({"failed": {"kind": kind, "problem": "p", "path": "/etc/x"}}, [])
+        with pytest.raises(process._Told) as caught:
+            sandbox._result(said, "doing")
         assert type(caught.value.error) is IsolationError
-    said = cells.Received(
+    said = process.Received(
         {"failed": {"kind": "DamagedError", "problem": "p", "path": "/etc/x"}}, []
     )
-    with pytest.raises(cells._Told) as caught:
-        cell._result(said, "doing")
+    with pytest.raises(process._Told) as caught:
+        sandbox._result(said, "doing")
     assert caught.value.error.path is None
 
 
@@ -330,31 +331,31 @@ def _children(pid: int) -> list[int]:
 
 
 @pytest.mark.thorough
-def test_nothing_is_left_of_many_cells_whatever_became_of_them(
+def test_nothing_is_left_of_many_sandboxes_whatever_became_of_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # Others write to the system's.
-    with short() as cell:
-        cell.ask("echo", "asking")
-    zygote = cells.zygote()._process.pid
+    with short() as sandbox:
+        sandbox.ask("echo", "asking")
+    zygote = process.zygote()._process.pid
     before = _mine(), _children(zygote)
     for number in range(12):
-        with short() as cell, contextlib.suppress(IsolationError):
+        with short() as sandbox, contextlib.suppress(IsolationError):
             do = ("echo", "dies", "fails")[number % 3]
-            cell.ask(do, "running", **({"by": signal.SIGSEGV} if do == "dies" else {}))
+            sandbox.ask(do, "running", **({"by": signal.SIGSEGV} if do == "dies" else {}))
     assert (_mine(), _children(zygote)) == before
 
 
-def test_cells_and_zygote_end_with_a_process_that_is_killed(tmp_path: Path) -> None:
+def test_sandboxes_and_zygote_end_with_a_process_that_is_killed(tmp_path: Path) -> None:
     script = f"""
 import sys, time
 sys.path.insert(0, {str(HERE.parents[1])!r})
 from pathlib import Path
-from clipcheck.sandbox import cell
+from clipcheck.sandbox import process
 from clipcheck.sandbox.limits import Limits
-own = cell.Cell({HANDLER!r}, [Path({str(HERE.parents[1])!r})], Limits(60, 4 * 10**9, 1))
+own = process.Sandbox({HANDLER!r}, [Path({str(HERE.parents[1])!r})], Limits(60, 4 * 10**9, 1))
 home = own.ask("environment", "looking").message["home"]
-print(cell.zygote()._process.pid, own._life._pid, home, flush=True)
+print(process.zygote()._process.pid, own._life._pid, home, flush=True)
 own.ask("hangs", "hanging")
 """
     with subprocess.Popen(
@@ -379,19 +380,19 @@ def _lives(pid: str) -> bool:
 
 @pytest.mark.thorough
 def test_a_zygote_that_was_killed_is_replaced() -> None:
-    first = cells.zygote()
-    with short() as cell:
-        cell.ask("echo", "asking")
+    first = process.zygote()
+    with short() as sandbox:
+        sandbox.ask("echo", "asking")
         first._process.kill()
         first._process.wait()
         with pytest.raises(IsolationError):
-            cell.ask("hangs", "asking")
-    with short() as cell:
-        assert cell.ask("echo", "asking", n=1).message == {"n": 1}
-    assert cells.zygote() is not first
+            sandbox.ask("hangs", "asking")
+    with short() as sandbox:
+        assert sandbox.ask("echo", "asking", n=1).message == {"n": 1}
+    assert process.zygote() is not first
 
 
-def test_a_cell_that_cannot_be_forked_leaves_nothing(
+def test_a_sandbox_that_cannot_be_forked_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def sockets() -> int:
@@ -401,13 +402,13 @@ def test_a_cell_that_cannot_be_forked_leaves_nothing(
     def refuse(*_: object) -> None:
         raise IsolationError("no fork", remedy="None.")
 
-    zygote = cells.zygote()
+    zygote = process.zygote()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(zygote, "ask", refuse)
     gc.collect()
     before = sockets()
-    with short() as cell, pytest.raises(IsolationError, match="no fork") as raised:
-        cell.ask("echo", "asking")
+    with short() as sandbox, pytest.raises(IsolationError, match="no fork") as raised:
+        sandbox.ask("echo", "asking")
     # What holds the frames of its making would close it in the end.
     assert raised.tb is not None
     assert sockets() == before
@@ -415,7 +416,7 @@ def test_a_cell_that_cannot_be_forked_leaves_nothing(
 
 
 def test_a_process_that_was_forked_does_not_use_the_zygote_of_its_parent() -> None:
-    mine = cells.zygote()
+    mine = process.zygote()
     assert mine.lives
     mine.owner -= 1
     try:
@@ -427,16 +428,16 @@ def test_a_process_that_was_forked_does_not_use_the_zygote_of_its_parent() -> No
 def test_a_machine_that_cannot_fork_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "fork")
     with pytest.raises(Exception, match="--isolation none"):
-        cells.zygote()
+        process.zygote()
 
 
-def test_a_socket_is_what_it_is_given_and_nothing_else(prober: Cell) -> None:
+def test_a_socket_is_what_it_is_given_and_nothing_else(prober: Sandbox) -> None:
     """It has three sockets and one piece of memory, and no file that this process has open."""
     with socket.socket() as mine:
         mine.bind(("127.0.0.1", 0))
-        with short() as cell:
-            cell.ask("echo", "asking")
-            life = cell._life
+        with short() as sandbox:
+            sandbox.ask("echo", "asking")
+            life = sandbox._life
             assert life is not None
             held = {os.readlink(each) for each in Path(f"/proc/{life._pid}/fd").iterdir()}  # noqa: PTH115
     kinds = sorted(each.partition(":")[0] for each in held)
