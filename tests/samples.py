@@ -32,6 +32,9 @@ MINUTE = Architecture(
 MINUTE_RESNET = replace(MINUTE, image_resolution=32, vision=ResNet(layers=(1, 2, 1, 1), width=2))
 """One of its stages has a block that takes what it gets as it is, as all have in larger models."""
 
+FILE_FORMATS = (Format.ARCHIVE, Format.STATE_DICT, Format.SAFETENSORS)
+"""Formats of weights in a single file."""
+
 Weights = dict[str, torch.Tensor]
 
 

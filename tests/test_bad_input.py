@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 
 import clipcheck
 from clipcheck.checkpoints.architecture import BUFFERS
-from clipcheck.checkpoints.checkpoint import FILE_FORMATS, Checkpoint, Format, same_bits
+from clipcheck.checkpoints.checkpoint import Checkpoint, Format, same_bits
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.errors import (
     ArchitectureError,
@@ -43,6 +43,7 @@ from clipcheck.writers.output import replacing
 from conftest import Run
 from tests.samples import (
     COMMENT_SIZE,
+    FILE_FORMATS,
     Weights,
     code_record,
     contents_at,

@@ -61,9 +61,6 @@ PROGRAM_FORMATS = (Format.PT2, Format.ONNX, Format.OPENVINO, Format.EXECUTORCH)
 FOLDER_FORMATS = (Format.TRANSFORMERS, Format.OPEN_CLIP)
 """Formats of folders."""
 
-FILE_FORMATS = (Format.ARCHIVE, Format.STATE_DICT, Format.SAFETENSORS)
-"""Formats of single files."""
-
 
 Stamp = tuple[int, int, int] | None
 

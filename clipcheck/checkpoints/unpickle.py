@@ -123,29 +123,16 @@ def read_tensors(records: Records) -> dict[str, TensorRecord]:
         DamagedError: the records cannot be read.
         UnsafeError: the pickle has a name that TorchScript does not write.
     """
-    root = _load(records, "data.pkl")
+    root = _load(records)
     if not isinstance(root, ScriptObject):
         raise _damaged(records.file.path, f"data.pkl holds a {type(root).__name__}, not a module")
     return dict(_flatten(root, records.file.path))
 
 
-def read_constants(records: Records) -> tuple[TensorRecord, ...]:
-    """Return the tensors that the archive's code calls ``CONSTANTS.cN``, in order of ``N``.
-
-    Raises:
-        DamagedError: the records cannot be read.
-        UnsafeError: the pickle has a name that TorchScript does not write.
-    """
-    constants = _load(records, "constants.pkl")
-    if not isinstance(constants, tuple):
-        raise _damaged(records.file.path, "constants.pkl does not hold a tuple")
-    return tuple(constant for constant in constants if isinstance(constant, TensorRecord))
-
-
-def _load(records: Records, name: str) -> object:
+def _load(records: Records) -> object:
     path = records.file.path
     try:
-        pickled = records.read(name)
+        pickled = records.read("data.pkl")
         if odd := survey(pickled, room=len(records.file)).odd:
             raise pickle.UnpicklingError(odd)
         return _ArchiveUnpickler(pickled, path).load()
@@ -153,7 +140,7 @@ def _load(records: Records, name: str) -> object:
         raise
     # An altered pickle can make the unpickler raise nearly any exception; that is no defect here.
     except Exception as error:
-        raise _damaged(path, f"{name} cannot be read ({error})") from error
+        raise _damaged(path, f"data.pkl cannot be read ({error})") from error
 
 
 def _flatten(root: ScriptObject, path: Path) -> Iterator[tuple[str, TensorRecord]]:

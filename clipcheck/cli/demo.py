@@ -45,7 +45,7 @@ def demo(
     if fault is not None:
         _demonstrate(fault, report, quiet)
     if not quiet:
-        print_line("The demo writes seeded weights of the same size; it has none of OpenAI's.")
+        print_line("The demo writes a model of this size with seeded weights, not OpenAI's.")
     with (
         terminal.progress(quiet) as progress,
         tempfile.TemporaryDirectory(prefix="clipcheck-") as folder,

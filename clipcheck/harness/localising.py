@@ -273,7 +273,7 @@ def _inputs(
     inputs: Inputs, seed: int, suspect: Suspect | None
 ) -> Iterator[tuple[str, Batch, Tower | None]]:
     """Yield a description, a batch, and the tower that it is for (None for any)."""
-    yield "those of the `modules` gate", for_modules(inputs, seed), None
+    yield "the fixed batch of the gate `modules`", for_modules(inputs, seed), None
     if suspect is not None:
         yield (
             "the input that fails",

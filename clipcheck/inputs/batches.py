@@ -412,10 +412,10 @@ def _prompts(generator: np.random.Generator, inputs: Inputs) -> Iterator[tuple[s
         ended = _spaced(generator, inputs, max(4, most // 5))
         # An end token in the middle as well: the first one counts.
         ended[max(2, (length_of(texts, ended) - 1) // 2)] = texts.end
-        yield "two ends", ended
+        yield "two end tokens", ended
         unended = _spaced(generator, inputs, most)
         unended[unended == texts.end] = texts.last + 1 if texts.ends_at_greatest else texts.last
-        yield "no end", unended
+        yield "no end token", unended
 
 
 def _next(token: int, texts: TextRules) -> int:

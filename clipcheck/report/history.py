@@ -111,8 +111,8 @@ def _gate(moved: GateChange) -> list[str]:
         judged = f"  {name}: not judged before"
         return [judged, *([] if moved.new.passed else _failure(moved.new))]
     assert moved.old is not None  # noqa: S101 - for mypy: as above
-    room = {"shrunk": "less room: ", "grown": "more room: "}.get(moved.change, "")
-    line = f"  {name}: {room}{_found(moved.old)} -> {_found(moved.new)}"
+    moves = {"shrunk": "nearer to its limit: ", "grown": "further from its limit: "}
+    line = f"  {name}: {moves.get(moved.change, '')}{_found(moved.old)} -> {_found(moved.new)}"
     failed = moved.change == "failed"
     return [line, *(wrapped(one_line(moved.new.message), "    ") if failed else [])]
 

@@ -50,8 +50,10 @@ def of_limit(margin: float) -> str:
 
 
 def percent(share: float, gap: str = " ") -> str:
-    """Write a share: ``37 %``, ``2.8 %``, ``0.0061 %``; tables use no gap."""
+    """Write a share: ``37 %``, ``2.8 %``, ``0.0061 %``, ``<0.001 %``; tables use no gap."""
     value = 100 * share
+    if 0 < value < 1e-3:
+        return f"<0.001{gap}%"
     return f"{value:.0f}{gap}%" if value >= 9.95 else f"{value:.2g}{gap}%"
 
 

@@ -24,10 +24,10 @@ from clipcheck.checkpoints.artefacts import (
     require_inert,
     require_plain,
 )
-from clipcheck.checkpoints.checkpoint import FILE_FORMATS, Format
+from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.checkpoints.records import ZIP_MAGIC
 from clipcheck.errors import CheckpointError, DamagedError, UnknownFormatError, UnsafeError
-from tests.samples import minute_bytes
+from tests.samples import FILE_FORMATS, minute_bytes
 
 MODEL = "models/model.json"
 

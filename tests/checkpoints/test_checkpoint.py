@@ -10,12 +10,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipcheck.checkpoints.checkpoint import FILE_FORMATS, Checkpoint, Format, same_bits
+from clipcheck.checkpoints.checkpoint import Checkpoint, Format, same_bits
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.checkpoints.records import MappedFile
 from clipcheck.errors import DamagedError, NotFiniteError
 from clipcheck.writers.convert import write
 from tests.samples import (
+    FILE_FORMATS,
     MINUTE,
     contents_at,
     flipped,

@@ -3,7 +3,6 @@ from __future__ import annotations
 import builtins
 import os
 import pickle
-import re
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -21,11 +20,9 @@ from clipcheck.checkpoints.records import MappedFile, Records
 from clipcheck.checkpoints.unpickle import (
     ITEM_SIZES,
     STORAGE_DTYPES,
-    read_constants,
     read_tensors,
 )
 from clipcheck.errors import ClipcheckError, DamagedError, UnsafeError
-from clipcheck.models.torchscript import graphs
 from clipcheck.system import torchscript_support
 from tests.samples import minute_bytes, repacked
 
@@ -68,44 +65,6 @@ def test_tensors_are_those_of_the_interpreter_bit_for_bit_and_in_its_order(
     assert list(ours) == list(oracle)
     for key, tensor in oracle.items():
         assert same_bits(ours[key], tensor), key
-
-
-def test_constants_are_those_of_the_interpreter(tiny_archive: Path) -> None:
-    ours = constants_of(records_of(tiny_archive))
-    oracle = [
-        node.t("value")
-        for graph in graphs(interpreted(tiny_archive))
-        for node in graph.findAllNodes("prim::Constant")
-        if node.hasAttribute("value") and node.kindOf("value") == "t"
-    ]
-    assert {_identity(constant) for constant in ours} == {_identity(tensor) for tensor in oracle}
-
-
-def test_constants_come_in_the_order_that_the_code_counts_them_in(tiny_archive: Path) -> None:
-    records = records_of(tiny_archive)
-    ours = constants_of(records)
-    code = b"".join(records.read(name) for name in records.names("code/")).decode()
-    masks = {int(n) for n in re.findall(r"torch\.to\(CONSTANTS\.c(\d+)", code)}
-    factors = {int(n) for n in re.findall(r"torch\.mul\(\w+, CONSTANTS\.c(\d+)", code)}
-    assert len(masks) == 1
-    assert masks | factors == set(range(len(ours)))
-    for index in masks:
-        assert torch.equal(ours[index], torch.full((77, 77), -torch.inf).triu(1))
-    assert 1.702 in {float(ours[index]) for index in factors}
-
-
-def constants_of(records: Records) -> list[torch.Tensor]:
-    return [
-        torch.frombuffer(
-            bytearray(records.read(f"constants/{constant.storage.key}")),
-            dtype=getattr(torch, constant.storage.dtype),
-        ).as_strided(constant.shape, constant.stride, constant.offset)
-        for constant in read_constants(records)
-    ]
-
-
-def _identity(tensor: torch.Tensor) -> tuple[str, tuple[int, ...], bytes]:
-    return str(tensor.dtype), tuple(tensor.shape), tensor.numpy().tobytes()
 
 
 class Buffers(torch.nn.Module):
@@ -175,7 +134,6 @@ class Calling:
         return self.call
 
 
-@pytest.mark.parametrize("record", ["data.pkl", "constants.pkl"])
 @pytest.mark.parametrize(
     ("function", "name"),
     [
@@ -187,14 +145,13 @@ class Calling:
     ],
 )
 def test_a_pickle_that_asks_for_anything_else_is_refused_by_name(
-    tmp_path: Path, record: str, function: Any, name: str
+    tmp_path: Path, function: Any, name: str
 ) -> None:
     trace = tmp_path / "trace"
     pickled = pickle.dumps((Calling(function, f"touch {trace}"),), protocol=4)
-    records = archive_with({record: pickled}, tmp_path)
-    read = read_tensors if record == "data.pkl" else read_constants
+    records = archive_with({"data.pkl": pickled}, tmp_path)
     with pytest.raises(UnsafeError) as caught:
-        read(records)
+        read_tensors(records)
     assert str(caught.value) == (
         f"{records.file.path}: its pickle asks for {name}, which TorchScript does not write "
         "and which could run code; nothing was run. Do not load this file with anything else. Ask "
@@ -290,17 +247,6 @@ def test_a_malformed_pickle_is_a_damaged_archive(tmp_path: Path, case: str) -> N
     pickled, problem = MALFORMED[case]
     with pytest.raises(DamagedError, match=f"not a valid TorchScript archive: .*{problem}"):
         read_tensors(archive_with({"data.pkl": pickled}, tmp_path))
-
-
-def test_constants_that_are_not_a_tuple_are_damage(tmp_path: Path) -> None:
-    with pytest.raises(DamagedError, match=r"constants\.pkl does not hold a tuple"):
-        read_constants(archive_with({"constants.pkl": pickle.dumps([], protocol=2)}, tmp_path))
-
-
-def test_constants_that_are_no_tensors_are_left_out(tmp_path: Path) -> None:
-    pickled = b"\x80\x02(" + _number(3) + tensor_of(shape=(1,)) + _text("text") + b"t."
-    (constant,) = read_constants(archive_with({"constants.pkl": pickled}, tmp_path))
-    assert constant.shape == (1,)
 
 
 def test_modules_that_contain_each_other_are_refused(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from clipcheck.checkpoints.keymaps import from_layout, layout_of
 from clipcheck.checkpoints.onnx_data import computing_dtype
 from clipcheck.checkpoints.opening import open_subject
 from clipcheck.checkpoints.records import MappedFile, Records
-from clipcheck.checkpoints.unpickle import read_constants, read_tensors
+from clipcheck.checkpoints.unpickle import read_tensors
 from clipcheck.harness.search import saved
 from clipcheck.report import history, inspection
 from clipcheck.report.cells import visible_lines
@@ -72,10 +72,7 @@ def _zip(data: bytes, folder: Path) -> None:
 def _archive_pickle(data: bytes, folder: Path) -> None:
     records = corpus.zipped({"data.pkl": data, "constants.pkl": data, **corpus.DATA})
     opened = Records(MappedFile(_written(records, folder)))
-    try:
-        read_constants(opened)
-    finally:
-        map_tensors(opened, read_tensors(opened))
+    map_tensors(opened, read_tensors(opened))
 
 
 def _archive(data: bytes, folder: Path) -> None:

@@ -66,7 +66,7 @@ def test_a_fault_that_shows_on_any_input_is_found_on_the_first(planted: Planted)
     found = localize(planted("activation-clipped"))
     (place,) = found.localisation.found
     assert place.module == "transformer.resblocks.0.mlp.gelu"
-    assert place.given == "those of the `modules` gate"
+    assert place.given == "the fixed batch of the gate `modules`"
     assert not found.passed
 
 
@@ -140,7 +140,7 @@ def test_the_arguments_are_passed_on(
 
 def test_the_batches_of_the_edge_cases_are_counted_from_one() -> None:
     names = [what for what, _, _ in localising._inputs(inputs_of(MINUTE), 0, None)]
-    assert names[:2] == ["those of the `modules` gate", "batch 1 of the edge cases"]
+    assert names[:2] == ["the fixed batch of the gate `modules`", "batch 1 of the edge cases"]
 
 
 def test_of_as_many_rows_as_positions_one_comes_twice(minute_archive: Path) -> None:
@@ -192,9 +192,9 @@ def test_the_input_that_fails_is_left_where_its_tower_has_a_place(
     monkeypatch.setattr(walking, "walk", watched)
     row = for_modules(inputs_of(MINUTE), 0).select([], [0])
     for output in ("text_features", "logits_per_text"):
-        assert given(path, Suspect(row, output)) == ["those of the `modules` gate"]
-    assert walked == ["those of the `modules` gate"] * 2
+        assert given(path, Suspect(row, output)) == ["the fixed batch of the gate `modules`"]
+    assert walked == ["the fixed batch of the gate `modules`"] * 2
     # The image tower has none, and what it is given shows none either.
     image = for_modules(inputs_of(MINUTE), 0).select([0], [])
     given(path, Suspect(image, "image_features"))
-    assert walked[2:] == ["those of the `modules` gate", "the input that fails"]
+    assert walked[2:] == ["the fixed batch of the gate `modules`", "the input that fails"]

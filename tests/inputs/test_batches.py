@@ -48,7 +48,7 @@ def images_of(drawn: Iterable[Batch]) -> dict[str, np.ndarray]:
     return found
 
 
-UNUSUAL = ("two ends", "no end")
+UNUSUAL = ("two end tokens", "no end token")
 
 
 def described(drawn: Iterable[Batch]) -> list[tuple[str, np.ndarray]]:
@@ -328,9 +328,9 @@ def test_a_prompt_says_what_it_is() -> None:
                 assert length == 2
             elif name.startswith("one token"):
                 assert name == f"one token {length - 2} times"
-            elif name == "two ends":
+            elif name == "two end tokens":
                 assert (row == CLIP.texts.end).sum() == 2
-            elif name == "no end":
+            elif name == "no end token":
                 assert row.max() == row[0]
             else:
                 assert name.removesuffix(", one changed") == f"{length} tokens"

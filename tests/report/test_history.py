@@ -57,7 +57,7 @@ def test_a_comparison_reads_as_follows() -> None:
         "new failure: model.pt, jit on cpu in float32",
         "  fidelity: passed 20 % of the limit -> FAILED 12x the limit",
         "    12 times further",
-        "  modules: less room: passed 10 % of the limit -> passed 80 % of the limit",
+        "  modules: nearer to its limit: passed 10 % of the limit -> passed 80 % of the limit",
         "",
         "new failure: more.pt, jit on cpu in float32",
         "  fidelity: FAILED 12x the limit",
@@ -69,7 +69,7 @@ def test_a_comparison_reads_as_follows() -> None:
         "fixed: fixed.pt, jit on cpu in float32",
         "  SHA-256 changed: 0101010101010101 -> 2323232323232323",
         "  fidelity: FAILED 12x the limit -> passed 20 % of the limit",
-        "  modules: more room: passed 80 % of the limit -> passed 10 % of the limit",
+        "  modules: further from its limit: passed 80 % of the limit -> passed 10 % of the limit",
         "",
         "WORSE: 2 new failures, 1 newly unjudged, 1 fixed, 1 passes as before, margins shrank "
         "in 1.",

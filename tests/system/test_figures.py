@@ -68,8 +68,8 @@ def test_a_margin_is_a_share_or_a_multiple_of_the_limit(margin: float, told: str
 
 
 def test_a_share_is_given_in_percent() -> None:
-    assert [percent(share) for share in (0, 0.004, 0.0995, 0.19, 1)] == [
-        "0 %", "0.4 %", "10 %", "19 %", "100 %"
+    assert [percent(share) for share in (0, 1.3e-11, 0.004, 0.0995, 0.19, 1)] == [
+        "0 %", "<0.001 %", "0.4 %", "10 %", "19 %", "100 %"
     ]  # fmt: skip
 
 

@@ -8,14 +8,14 @@ import torch
 
 import clipcheck
 from clipcheck.checkpoints.architecture import specs
-from clipcheck.checkpoints.checkpoint import FILE_FORMATS, Checkpoint, Format, same_bits
+from clipcheck.checkpoints.checkpoint import Checkpoint, Format, same_bits
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.errors import ClipcheckError, DamagedError, NotFiniteError, OutputError, RunError
 from clipcheck.writers import convert as convert_module
 from clipcheck.writers.convert import convert, write
 from clipcheck.writers.synthesize import synthesize
 from tests.models import assert_near, inputs, outputs
-from tests.samples import MINUTE, MINUTE_RESNET
+from tests.samples import FILE_FORMATS, MINUTE, MINUTE_RESNET
 from tests.thorough import parametrize, thorough
 
 _A, _S, _T = FILE_FORMATS

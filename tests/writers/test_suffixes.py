@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from clipcheck.checkpoints.checkpoint import FILE_FORMATS, Format
+from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.errors import UsageError
 from clipcheck.writers.suffixes import format_for
+from tests.samples import FILE_FORMATS
 
 
 @pytest.mark.parametrize(
