@@ -173,10 +173,9 @@ def open_subject(
     if pair is not None:
         return _pair(Path(name), pair)
     path = locate(name, download_root)
-    if os.path.isdir(path) and not directories.has_weights(path):  # noqa: PTH112 - as below
-        pair = towers.find(path)
-        if pair is not None:
-            return _pair(path, pair)
+    pair = _pair_in(path)
+    if pair is not None:
+        return _pair(path, pair)
     # Not `Path.is_file`, which raises for an unreadable folder: opening the file reports that.
     kind = kind_of(path) if os.path.isfile(path) else None  # noqa: PTH113
     if kind is None and opaque and os.path.isfile(path) and is_opaque(path):  # noqa: PTH113
@@ -186,6 +185,27 @@ def open_subject(
     return open_checkpoint(
         name, download_root, key=key, strict=strict, told=told, accepted=accepted
     )
+
+
+def format_of_program(path: Path) -> Format | None:
+    """Return the format of a program, or of the programs of both towers; None for anything else.
+
+    Args:
+        path: of a file or folder, or ``image=FILE,text=FILE``.
+
+    Raises:
+        ClipcheckError: as `open_subject`.
+    """
+    file, *_ = towers.split(path) or _pair_in(path) or [path]
+    return kind_of(file) if os.path.isfile(file) else None  # noqa: PTH113 - as in `open_subject`
+
+
+def _pair_in(path: Path) -> tuple[Path, Path] | None:
+    """Return the programs of both towers in a folder without weights, or None."""
+    # Not `Path.is_dir`, which raises for an unreadable folder: opening it reports that.
+    if os.path.isdir(path) and not directories.has_weights(path):  # noqa: PTH112
+        return towers.find(path)
+    return None
 
 
 def _pair(path: Path, files: tuple[Path, Path]) -> Program:

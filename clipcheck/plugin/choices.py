@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -35,8 +36,20 @@ NAMES = ("clip_gate", "clip_model", "clip_backend", "clip_device", "clip_dtype")
 
 _LEAVE_OUT = "Give one, or leave the option out."
 
-DEFAULT_BACKENDS = (OF_ARCHIVES,)
-"""Backends to judge if none is given."""
+
+def default_backend(path: Path) -> str:
+    """Return the backend for a file if none is given: by the format of a program."""
+    if not path.exists():
+        return OF_ARCHIVES
+    # Imported here because they import numpy, which other runs of pytest do not need.
+    from clipcheck.backends.registry import default_for
+    from clipcheck.checkpoints.opening import format_of_program
+
+    # A file that cannot be read is the result of its check, which says so.
+    with suppress(ClipcheckError):
+        program = format_of_program(path)
+        return OF_ARCHIVES if program is None else default_for(program)
+    return OF_ARCHIVES
 
 
 def gates_for(
@@ -48,8 +61,8 @@ def gates_for(
 
 
 def _runs_modules(backend: str) -> bool:
-    """Return whether a backend runs modules, as the default ones do."""
-    if backend in DEFAULT_BACKENDS:
+    """Return whether a backend runs modules, as the default one does."""
+    if backend == OF_ARCHIVES:
         return True
     # Imported here because it imports numpy, which other runs of pytest and idle workers do not
     # need.
@@ -65,10 +78,12 @@ class Choices:
     Attributes:
         models: released names, paths, and ``seeded:ARCHITECTURE``, the largest first; may be empty.
         devices: by torch's names.
-        backends: as `clipcheck.backends.registry.Choice` writes them.
+        backends: as `clipcheck.backends.registry.Choice` writes them; empty for the default of each
+            file's format.
         dtypes: names of dtypes; empty for the defaults of each device.
         options: of each check, without backend, device and dtype.
         report: folder for the reports, or None.
+        folder: to which paths are relative.
         configuration: options that came from a file.
     """
 
@@ -78,6 +93,7 @@ class Choices:
     dtypes: tuple[str, ...]
     options: CheckOptions
     report: Path | None
+    folder: Path
     configuration: Configuration = field(default_factory=Configuration)
 
     @classmethod
@@ -104,6 +120,7 @@ class Choices:
             dtypes=_without_repeats(options.dtypes),
             options=replace(options, backend=None, device=None, dtype=None),
             report=None if report is None else folder / _require_not_blank("--clip-report", report),
+            folder=folder,
             configuration=without_overruled(configuration, given),
         )
 
@@ -125,7 +142,8 @@ class Choices:
         options = self.options
         given = {"reference": options.reference is not None, "budget": options.budget is not None}
         for model, device in product(self.models or (NO_MODEL,), self.devices):
-            for backend, dtype in product(self.backends, self.dtypes_on(device)):
+            backends = self.backends or (default_backend(self.folder / model),)
+            for backend, dtype in product(backends, self.dtypes_on(device)):
                 for gate in gates_for(backend, dtype, **given):
                     if gate in self.options.gates:
                         yield {
@@ -293,7 +311,7 @@ def _validated(field: str, value: Any, own: Mapping[str, Any]) -> Any:
 
 def _backends(options: CheckOptions, where: str) -> tuple[str, ...]:
     if not options.backends:
-        return DEFAULT_BACKENDS
+        return ()
     # Imported here because it imports numpy, which other runs of pytest do not need.
     from clipcheck.backends.registry import ALL, require_available
 

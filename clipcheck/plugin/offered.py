@@ -9,6 +9,7 @@ SEEDED_MODELS = ("tiny-vit", "tiny-resnet", "ViT-B/32")
 """Architectures of ``--clip-seeded`` without ``--clip-model``; they take a minute."""
 
 OF_A_CHECK = (
+    "reference",
     "architecture",
     "device",
     "backend",
@@ -17,6 +18,7 @@ OF_A_CHECK = (
     "rtol",
     "budget",
     "map",
+    "require",
     "examples",
     "images",
     "prompts",
@@ -28,7 +30,7 @@ OF_A_CHECK = (
 
 _DEFAULTS = {
     "device": "cpu; cuda gives each worker a GPU of its own",
-    "backend": OF_ARCHIVES,
+    "backend": f"{OF_ARCHIVES}; for a program by its format",
     "dtype": "float32, and on a GPU also float16",
 }
 """Defaults that are not those of the command line, in words."""

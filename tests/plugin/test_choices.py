@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from clipcheck.backends.names import OF_ARCHIVES
 from clipcheck.backends.registry import parse
 from clipcheck.checkpoints.registry import available_models
 from clipcheck.errors import ClipcheckError, UnknownModelError, UsageError
 from clipcheck.harness.options import CheckOptions
 from clipcheck.plugin.choices import (
-    DEFAULT_BACKENDS,
     NAMES,
     NO_MODEL,
     Choices,
@@ -30,7 +30,7 @@ def test_nothing_is_judged_by_default() -> None:
     chosen = choices()
     assert chosen.models == ()
     assert chosen.combinations(["clip_model"]) == [{"clip_model": NO_MODEL}]
-    assert (chosen.devices, chosen.backends, chosen.dtypes) == (("cpu",), ("jit",), ())
+    assert (chosen.devices, chosen.backends, chosen.dtypes) == (("cpu",), (), ())
     assert (chosen.options, chosen.report) == (CheckOptions(), None)
 
 
@@ -141,9 +141,28 @@ def test_an_option_of_a_backend_that_there_is_not_is_refused() -> None:
         choices(backend=["compile:mode=fast"])
 
 
-def test_default_backends_run_single_modules() -> None:
+def test_the_backend_of_archives_runs_single_modules() -> None:
     """As `gates_for` takes it, which an idle worker calls: the registry of backends has numpy."""
-    assert all(parse(name).backend.runs_modules for name in DEFAULT_BACKENDS)
+    assert parse(OF_ARCHIVES).backend.runs_modules
+
+
+def test_a_program_has_the_default_backend_of_its_format(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    program = onnx.helper.make_model(onnx.helper.make_graph([], "empty", [], []))
+    content = program.SerializeToString()
+    (tmp_path / "a.onnx").write_bytes(content)
+    (tmp_path / "cut.onnx").write_bytes(content[:-3])
+    (tmp_path / "weights.safetensors").write_bytes(b"")
+    pair = tmp_path / "pair"
+    pair.mkdir()
+    for name in ("visual", "textual"):
+        (pair / f"{name}.onnx").write_bytes(content)
+    models = ["a.onnx", "pair", "cut.onnx", "weights.safetensors", "seeded:tiny-vit"]
+    found = choices(tmp_path, model=models).combinations(["clip_model", "clip_backend"])
+    chosen = {each["clip_model"]: each["clip_backend"] for each in found}
+    assert {chosen.pop(name) for name in ("a.onnx", "pair")} == {"onnxruntime"}
+    assert set(chosen.values()) == {"jit"}
+    assert choices(tmp_path, model=["a.onnx"], backend=["openvino"]).backends == ("openvino",)
 
 
 def test_only_archives_have_the_gate_modules() -> None:
