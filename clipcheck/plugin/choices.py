@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -37,19 +38,28 @@ NAMES = ("clip_gate", "clip_model", "clip_backend", "clip_device", "clip_dtype")
 _LEAVE_OUT = "Give one, or leave the option out."
 
 
-def default_backend(path: Path) -> str:
-    """Return the backend for a file if none is given: by the format of a program."""
+@functools.cache
+def _format_of_program(path: Path) -> str | None:
+    """Return the format of a program; None for anything else, and for what cannot be read: its
+    check reports that."""
     if not path.exists():
-        return OF_ARCHIVES
-    # Imported here because they import numpy, which other runs of pytest do not need.
-    from clipcheck.backends.registry import default_for
+        return None
+    # Imported here because it imports numpy, which other runs of pytest do not need.
     from clipcheck.checkpoints.opening import format_of_program
 
-    # A file that cannot be read is the result of its check, which says so.
     with suppress(ClipcheckError):
-        program = format_of_program(path)
-        return OF_ARCHIVES if program is None else default_for(program)
-    return OF_ARCHIVES
+        return format_of_program(path)
+    return None
+
+
+def _default_backend(program: str | None) -> str:
+    """Return the backend for a program's format, or for an archive."""
+    if program is None:
+        return OF_ARCHIVES
+    from clipcheck.backends.registry import default_for
+    from clipcheck.checkpoints.checkpoint import Format
+
+    return default_for(Format(program))
 
 
 def gates_for(
@@ -140,9 +150,12 @@ class Choices:
 
     def _all(self) -> Iterator[Mapping[str, str]]:
         options = self.options
-        given = {"reference": options.reference is not None, "budget": options.budget is not None}
         for model, device in product(self.models or (NO_MODEL,), self.devices):
-            backends = self.backends or (default_backend(self.folder / model),)
+            program = _format_of_program(self.folder / model)
+            backends = self.backends or (_default_backend(program),)
+            # The weights of a program are judged by integrity.
+            reference = options.reference is not None and program is None
+            given = {"reference": reference, "budget": options.budget is not None}
             for backend, dtype in product(backends, self.dtypes_on(device)):
                 for gate in gates_for(backend, dtype, **given):
                     if gate in self.options.gates:

@@ -163,6 +163,10 @@ def test_a_program_has_the_default_backend_of_its_format(tmp_path: Path) -> None
     assert {chosen.pop(name) for name in ("a.onnx", "pair")} == {"onnxruntime"}
     assert set(chosen.values()) == {"jit"}
     assert choices(tmp_path, model=["a.onnx"], backend=["openvino"]).backends == ("openvino",)
+    compared = choices(tmp_path, model=["a.onnx"], reference="weights.safetensors")
+    gates = [each["clip_gate"] for each in compared.combinations(["clip_gate"])]
+    assert "weights" not in gates
+    assert "modules" in gates
 
 
 def test_only_archives_have_the_gate_modules() -> None:
