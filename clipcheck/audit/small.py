@@ -163,6 +163,10 @@ CLASSES: dict[str, dict[str, Any]] = {
             "expand_ratios": [1, 6],
         },
     },
+    "tipsv2": {
+        "text_config": HF_TEXT,
+        "vision_config": {**HF_VISION, "mlp_ratio": 2},
+    },
     "vision-text-dual-encoder": {
         "text_config": {**HF_TEXT, "model_type": "bert"},
         "vision_config": {**HF_VISION, "model_type": "vit"},

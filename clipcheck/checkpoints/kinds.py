@@ -22,9 +22,10 @@ class Kind:
             length, whose last token is pooled).
         mask: attention mask of texts.
         length: most tokens of a text in use; the configuration may allow more.
-        half: whether by default pixels go from -1 to 1 and both sides are resized; else as CLIP's.
-        has_bias: whether logits have a bias and are for a sigmoid of each pair; then features are
-            as wide as the towers.
+        pixels: by default from -1 to 1 (``half``) or from 0 to 1 (``unit``), with both sides
+            resized; or as CLIP's.
+        has_bias: whether logits have a bias and are for a sigmoid of each pair.
+        unprojected: whether features are as wide as the towers, without a projection.
         divides: whether logits are divided by a temperature, not multiplied by a scale.
         tower: ``image`` or ``text`` for a single tower; empty for both.
         projected: name of its features, if it has a projection after pooling.
@@ -37,8 +38,9 @@ class Kind:
     texts: Literal["clip", "ids", "last"] = "clip"
     mask: Mask = ""
     length: int = 77
-    half: bool = False
+    pixels: Literal["clip", "half", "unit"] = "clip"
     has_bias: bool = False
+    unprojected: bool = False
     divides: bool = False
     patches: bool = False
     tower: Literal["", "image", "text"] = ""
@@ -49,8 +51,16 @@ KINDS = {
     kind.model_type: kind
     for kind in (
         # Its texts are padded to the full length, and attention includes the padding.
-        Kind("siglip", "SiglipModel", "last", half=True, has_bias=True),
-        Kind("siglip2", "Siglip2Model", "last", half=True, has_bias=True, patches=True),
+        Kind("siglip", "SiglipModel", "last", pixels="half", has_bias=True, unprojected=True),
+        Kind(
+            "siglip2",
+            "Siglip2Model",
+            "last",
+            pixels="half",
+            has_bias=True,
+            unprojected=True,
+            patches=True,
+        ),
         Kind("chinese_clip", "ChineseCLIPModel", "ids", "pad", length=52),
         Kind("altclip", "AltCLIPModel", "ids", "pad"),
         # In these two the ids after the end have no effect: attention is causal.
@@ -59,8 +69,18 @@ KINDS = {
         Kind("clipseg", "CLIPSegModel"),
         # Without a mask its attention would not be causal.
         Kind("aimv2", "Aimv2Model", mask="end"),
-        Kind("align", "AlignModel", "ids", "pad", length=64, half=True, divides=True),
-        Kind("vision-text-dual-encoder", "VisionTextDualEncoderModel", "ids", "pad", half=True),
+        Kind("align", "AlignModel", "ids", "pad", length=64, pixels="half", divides=True),
+        Kind(
+            "tipsv2",
+            "Tipsv2Model",
+            "ids",
+            "pad",
+            length=64,
+            pixels="unit",
+            unprojected=True,
+            divides=True,
+        ),
+        Kind("vision-text-dual-encoder", "VisionTextDualEncoderModel", "ids", "pad", pixels="half"),
     )
 }
 """By the model type."""
@@ -87,7 +107,7 @@ TOWERS = {
             projected="image_embeds",
         ),
         Kind("siglip_text_model", "SiglipTextModel", "last", tower="text"),
-        Kind("siglip_vision_model", "SiglipVisionModel", half=True, tower="image"),
+        Kind("siglip_vision_model", "SiglipVisionModel", pixels="half", tower="image"),
     )
 }
 """Classes of a single tower, by name: several have the same model type."""
@@ -102,7 +122,16 @@ UNSUPPORTED: Mapping[str, str] = {
     "blip": "BLIP, whose text tower attends to the image: it is not two towers",
     "blip-2": "BLIP-2, whose text tower attends to the image: it is not two towers",
     "flava": "FLAVA, which has a third tower for both",
+    "bridgetower": "BridgeTower, whose towers attend to each other: it is not two towers",
     "clap": "CLAP, which takes sounds",
+    "pe_audio": "PE Audio, which takes sounds",
+    "pe_audio_video": "PE Audio-Video, which takes sounds and frames of a video",
+    "pe_video": "PE Video, which takes frames of a video",
+    "clvp": "CLVP, which takes speech",
+    "videoprism": "VideoPrism, which takes frames of a video",
+    "sam3": "SAM 3, which finds objects by a text: its features are no embeddings of an image",
+    "sam3_lite_text": "SAM 3, which finds objects by a text: its features are no embeddings of an "
+    "image",
 }
 """By model type, why models are not supported."""
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipcheck.checkpoints.configs import beyond_released, note_of, of_open_clip, of_transformers
-from clipcheck.checkpoints.kinds import CLIP, TOWERS, UNSUPPORTED, kind_of, supported
+from clipcheck.checkpoints.kinds import CLIP, KINDS, TOWERS, UNSUPPORTED, kind_of, supported
 from clipcheck.errors import ArchitectureError, UnavailableError, UnfitError
 
 if TYPE_CHECKING:
@@ -197,6 +197,12 @@ def _named(model_type: object, architectures: object) -> str:
         )
     if reason:
         return f"it is a model of {reason}"
+    for kind in KINDS.values():
+        if model_type in (f"{kind.model_type}_text_model", f"{kind.model_type}_vision_model"):
+            return (
+                f"its model_type {model_type!r} is one tower of {kind.name}, of which only both "
+                "together are supported"
+            )
     return f"its model_type {reprlib.repr(model_type)} is not supported"
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from clipcheck.checkpoints.directories import OPEN_CLIP_CONFIG
 from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.errors import ArchitectureError
+from clipcheck.families.sizes import MOST_PIXELS
 from clipcheck.inputs.rules import MEAN, STD, ImageRules
 from clipcheck.inputs.tokenizer import VOCABULARY_SIZE
 
@@ -93,7 +94,7 @@ def _is_size(value: Any) -> bool:
 
 def _is_square(value: Any) -> bool:
     pair = value if isinstance(value, list) else [value, value]
-    return len(pair) == 2 and _is_size(pair[0]) and pair[0] == pair[1]
+    return len(pair) == 2 and _is_size(pair[0]) and pair[0] == pair[1] <= MOST_PIXELS
 
 
 def _is_object(value: Any) -> bool:
@@ -119,7 +120,9 @@ def _is_divisor(value: Any) -> bool:
 
 
 _SIZE = _Setting(_is_size, "a whole number", empty=False)
-_SQUARE = _Setting(_is_square, "a whole number, or two equal ones", empty=False)
+_SQUARE = _Setting(
+    _is_square, f"a whole number up to {MOST_PIXELS}, or two equal ones", empty=False
+)
 _TEXTS = _Setting(_is_text, "a text")
 _IDS = _Setting(_is_id, "an id", empty=False)
 _CHANNELS = _Setting(_is_channels, "three numbers")

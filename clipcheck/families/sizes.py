@@ -8,6 +8,9 @@ from typing import Protocol
 from clipcheck.gates.result import OUTPUTS
 from clipcheck.inputs.rules import ImageRules, TextRules
 
+MOST_PIXELS = 8192
+"""Most pixels a side of an image: one with more does not fit into the memory."""
+
 
 class HasSizes(Protocol):
     """Anything with the sizes of inputs and features: an `Architecture`, or `Sizes`."""

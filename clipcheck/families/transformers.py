@@ -22,9 +22,9 @@ from clipcheck.checkpoints.directories import TRANSFORMERS_CONFIG
 from clipcheck.checkpoints.kinds import Kind, kind_of
 from clipcheck.checkpoints.library import PREPROCESSOR_CONFIG, LibraryArchitecture
 from clipcheck.errors import ArchitectureError, UnavailableError
-from clipcheck.families.base import DualEncoder
+from clipcheck.families.base import OF_LOGITS, DualEncoder
 from clipcheck.families.building import Uninitialised, assign, computing_in, dtype_of
-from clipcheck.families.sizes import Sizes
+from clipcheck.families.sizes import MOST_PIXELS, Sizes
 from clipcheck.families.tokenizers import TransformersTokenizer, at_hand, quiet
 from clipcheck.inputs.rules import ImageRules, TextRules, clip_texts
 
@@ -34,8 +34,12 @@ _LEGACY_END = 2
 _BERT = (101, 102)
 """Start and end in BERT's vocabularies ([CLS], [SEP]), which configurations do not have."""
 
-_HALF = (0.5, 0.5, 0.5)
-"""Mean and standard deviation for pixels from -1 to 1."""
+_PIXELS = {
+    "clip": ImageRules(),
+    "half": ImageRules((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), resize="squash"),
+    "unit": ImageRules((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bilinear", "squash"),
+}
+"""The rules for images without a configuration of them, by `Kind.pixels`."""
 
 _RESAMPLING = {2: "bilinear", 3: "bicubic"}
 """Pillow's numbers in ``resample``."""
@@ -168,11 +172,11 @@ def sizes(architecture: LibraryArchitecture) -> Sizes:
         return _sizes_alone(kind, config, architecture)
     vision, text = (_tower(config, name) for name in ("vision_config", "text_config"))
     patch = _whole(vision, "patch_size", 32)
-    side = _whole(vision, "image_size", 224)
+    side = _pixels(vision, 224)
     if kind.patches:
         side = patch * math.isqrt(_whole(vision, "num_patches"))
     vocab_size = _whole(text, "vocab_size")
-    width = vision.get("hidden_size") if kind.has_bias else config.get("projection_dim")
+    width = vision.get("hidden_size") if kind.unprojected else config.get("projection_dim")
     return Sizes(
         side,
         min(kind.length, _positions(text)),
@@ -192,7 +196,7 @@ def _sizes_alone(kind: Kind, tower: Mapping[str, Any], architecture: LibraryArch
     width = _whole(tower, name if kind.projected or tower.get(name) else "hidden_size")
     images = _images(kind, dict(architecture.files).get(PREPROCESSOR_CONFIG))
     if kind.tower == "image":
-        side, patch = _whole(tower, "image_size"), _whole(tower, "patch_size")
+        side, patch = _pixels(tower), _whole(tower, "patch_size")
         texts, least = _between(None, None, 0, _UNSEEN), _UNSEEN
         grid, outputs = max(1, side // patch), ("image_features",)
         return Sizes(side, least, least, width, grid, images, texts, outputs=outputs)
@@ -231,18 +235,37 @@ def _tower(config: Mapping[str, Any], name: str) -> dict[str, Any]:
 def _whole(section: Mapping[str, Any], key: str, default: int | None = None) -> int:
     value = section.get(key, default)
     if type(value) is not int or value < 1:
-        raise ArchitectureError(
-            f"expected a whole number for {key}, found {str(value)[:40]}",
-            remedy=f"Take the {TRANSFORMERS_CONFIG} that belongs to the weights.",
-        )
+        raise _wrong("a whole number", key, value)
     return value
+
+
+def _pixels(vision: Mapping[str, Any], default: int | None = None) -> int:
+    """Return the pixels a side of an image, which the weights of some towers do not determine."""
+    side = _whole(vision, "image_size", default)
+    if side > MOST_PIXELS:
+        raise _wrong(f"at most {MOST_PIXELS} pixels", "image_size", side)
+    return side
+
+
+def _id(section: Mapping[str, Any], key: str, size: int) -> int:
+    value = section.get(key)
+    if not _is_id(value, size):
+        raise _wrong(f"an id below {size}", key, value)
+    return value
+
+
+def _wrong(wanted: str, key: str, value: object) -> ArchitectureError:
+    return ArchitectureError(
+        f"expected {wanted} for {key}, found {str(value)[:40]}",
+        remedy=f"Take the {TRANSFORMERS_CONFIG} that belongs to the weights.",
+    )
 
 
 def _positions(text: Mapping[str, Any]) -> int:
     """Return the number of tokens for which a text tower has positions."""
     most = _whole(text, "max_position_embeddings")
     counted = text.get("model_type") in _COUNTED_FROM_PADDING
-    return most - 1 - text["pad_token_id"] if counted else most
+    return most - 1 - _id(text, "pad_token_id", most - 1) if counted else most
 
 
 _COUNTED_FROM_PADDING = ("altclip_text_model", "roberta", "xlm-roberta", "camembert")
@@ -250,7 +273,7 @@ _COUNTED_FROM_PADDING = ("altclip_text_model", "roberta", "xlm-roberta", "camemb
 
 
 def _images(kind: Kind, written: str | None) -> ImageRules:
-    usual = ImageRules(_HALF, _HALF, resize="squash") if kind.half else ImageRules()
+    usual = _PIXELS[kind.pixels]
     if written is None:
         return usual
     config = json.loads(written)
@@ -273,7 +296,7 @@ def _images(kind: Kind, written: str | None) -> ImageRules:
         tuple(each / factor for each in std),
         _RESAMPLING.get(config.get("resample"), usual.interpolation),
         resize,
-        _edge(config) if config.get("do_center_crop", not kind.half) else 0,
+        _edge(config) if config.get("do_center_crop", kind.pixels == "clip") else 0,
     )
 
 
@@ -314,12 +337,8 @@ def _drawn_texts(kind: Kind, text: Mapping[str, Any], vocab_size: int) -> TextRu
     start, end, pad = (text.get(f"{name}_token_id") for name in ("bos", "eos", "pad"))
     if kind.texts == "clip" and end in (_LEGACY_END, vocab_size - 1):
         return clip_texts(vocab_size)
-    if kind.texts == "clip" and not _is_id(end, vocab_size):
-        raise ArchitectureError(
-            f"expected an id below {vocab_size} for eos_token_id, where texts are pooled, found "
-            f"{str(end)[:40]}",
-            remedy=f"Take the {TRANSFORMERS_CONFIG} that belongs to the weights.",
-        )
+    if kind.texts == "clip":
+        _id(text, "eos_token_id", vocab_size)  # where texts are pooled
     padding = pad if _is_id(pad, vocab_size) else 0
     if kind.texts == "last":
         return _between(None, None, padding, vocab_size)
@@ -365,12 +384,20 @@ def shallow(architecture: LibraryArchitecture, layers: int) -> LibraryArchitectu
 def build(architecture: LibraryArchitecture, tensors: Mapping[str, Tensor]) -> Transformers:
     """Return the library's model with these tensors, which are assigned, not copied."""
     model, kind = empty(architecture), _kind(architecture)
+    tensors = {**_initial_logits(model), **tensors}
     begin = f"{'vision' if kind.tower == 'image' else 'text'}_model."
     if kind.tower and not any(key.startswith(begin) for key in model.state_dict()):
         # Files have this prefix, and the library's keys lack it (its base_model_prefix).
         tensors = {key.removeprefix(begin): each for key, each in tensors.items()}
     assign(model, tensors, functools.partial(_is_visual, kind), TRANSFORMERS_CONFIG)
     return Transformers(model, architecture).eval()
+
+
+def _initial_logits(model: Any) -> dict[str, Tensor]:
+    """Return the initial values of the logits' weights that the class lets a file leave out."""
+    left_out = model._keys_to_ignore_on_load_missing or ()
+    state: dict[str, Tensor] = model.state_dict()
+    return {key: state[key] for key in OF_LOGITS if key in state and key in left_out}
 
 
 def empty(architecture: LibraryArchitecture) -> nn.Module:

@@ -104,7 +104,7 @@ def images_of(kind: str, image: Tensor) -> dict[str, Tensor]:
 
 def masks(kind: str, text: Tensor) -> dict[str, Tensor]:
     """Return the attention mask that a tokenizer gives for texts."""
-    if kind in ("chinese_clip", "altclip", "align", "vision-text-dual-encoder"):
+    if KINDS[kind].mask == "pad":
         pad = 1 if kind == "altclip" else 0
         return {"attention_mask": (text != pad).long()}
     if kind == "aimv2":
@@ -343,6 +343,36 @@ def test_a_known_class_that_is_not_judged_is_named(model_type: str) -> None:
     assert "SiglipModel, Siglip2Model, ChineseCLIPModel" in told
 
 
+@pytest.mark.parametrize("model_type", ["siglip2_text_model", "metaclip_2_vision_model"])
+def test_one_tower_of_a_class_that_is_judged_as_a_whole_is_named(model_type: str) -> None:
+    whole = "MetaClip2Model" if "metaclip" in model_type else "Siglip2Model"
+    told = refusal({"model_type": model_type})
+    assert f"{model_type!r} is one tower of {whole}, of which only both together" in told
+
+
+def test_every_dual_encoder_of_the_installed_transformers_is_judged_or_has_a_reason() -> None:
+    """By its source: a class with features of texts, and of images, videos or sounds."""
+    import transformers as library
+
+    folder = Path(library.__file__).parent / "models"
+    sources = [path for path in folder.glob("*/modeling_*.py") if path.parent.name != "auto"]
+    found = {
+        path.parent.name for path in sources if "def get_text_features(" in path.read_text("utf-8")
+    }
+    types = {each.replace("-", "_") for each in (*KINDS, *UNSUPPORTED, "clip")}
+    assert len(found) >= 15
+    assert {name.replace("x_clip", "xclip") for name in found} <= types
+
+
+def test_a_temperature_that_a_file_leaves_out_is_the_configuration_s() -> None:
+    """As in the published files of TIPSv2, see the class's `_keys_to_ignore_on_load_missing`."""
+    architecture = architecture_of("tipsv2")
+    tensors = draw(architecture)
+    del tensors["temperature"]
+    built = transformers.build(architecture, tensors)
+    assert built.log_scale().exp().item() == pytest.approx(1 / 0.005065968260169029)
+
+
 def test_an_unknown_class_is_named_with_those_that_are_judged() -> None:
     told = refusal({"model_type": "llama"})
     assert "its model_type 'llama' is not supported" in told
@@ -373,6 +403,10 @@ def test_code_of_a_folder_is_never_run(place: str) -> None:
         ({"vision_config": {**HF_VISION, "image_size": -1}}, "image_size, found -1"),
         ({"text_config": {**HF_TEXT, "vocab_size": 0}}, "vocab_size, found 0"),
         ({"vision_config": 7}, "vision_config"),
+        (
+            {"vision_config": {**HF_VISION, "image_size": 9999}},
+            "at most 8192 pixels for image_size",
+        ),
     ],
 )
 def test_a_configuration_that_is_not_sound_is_refused(changed: dict[str, Any], told: str) -> None:
@@ -387,7 +421,7 @@ def test_a_configuration_that_is_not_sound_is_refused(changed: dict[str, Any], t
         ({"projection_dim": 0}, "expected a whole number for projection_dim, found 0"),
         ({"projection_dim": None}, "expected a whole number for projection_dim, found None"),
         ({"eos_token_id": -1}, "expected an id below 120 for eos_token_id"),
-        ({"eos_token_id": 49407}, "where texts are pooled, found 49407"),
+        ({"eos_token_id": 49407}, "expected an id below 120 for eos_token_id, found 49407"),
     ],
 )
 def test_a_tower_s_configuration_that_is_not_sound_is_refused(
