@@ -6,6 +6,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -95,7 +96,8 @@ class InsideProgram:
         listener: Listener,
     ) -> object:
         """Run the program on the inputs of a method, with ``listener`` called before and after each
-        of the modules, in their order. Return the features of an encoder, or all outputs."""
+        of the modules: the image tower's before the text tower's, each in their order. Return the
+        features of an encoder, or all outputs by name."""
         import torch
 
         arrays = [to_numpy(each) for each in inputs]
@@ -103,12 +105,13 @@ class InsideProgram:
         tokens = arrays[-1] if method != "encode_image" else None
         visual = {"encode_image": [True], "encode_text": [False]}.get(method, [True, False])
         self._find(modules)
-        calls = [
-            call
-            for call in self._found.calls
-            if call.module in modules and self._model.is_visual(f"{call.module}.") in visual
-        ]
-        events = _Events(_nested(calls), listener, self._device)
+        calls = [call for call in self._found.calls if call.module in modules]
+        # One tower after the other, also where their operations alternate.
+        towers = (
+            [call for call in calls if self._model.is_visual(f"{call.module}.") is tower]
+            for tower in visual
+        )
+        events = _Events(chain.from_iterable(map(_nested, towers)), listener, self._device)
         given = self._given(pixels, tokens)
         with translating(self._name, "running the program module by module"):
             raw = self._tapped(given, events.wanted, events.reached)

@@ -231,7 +231,7 @@ def first_departures(
         shown: shows the candidate's modules; by default the source's archive.
         sizes: the only numbers of images and prompts with which it runs; None for any.
     """
-    from clipcheck.harness.modules.walk import walk, walk_alone
+    from clipcheck.harness.modules.walk import walk
     from clipcheck.harness.modules.whole import walk_library
 
     archive = shown or (source.archive.runner if source.archive else None)
@@ -251,9 +251,7 @@ def first_departures(
                 here = walk_library(archive, source, model, fitting, what)
             else:
                 limits = LIMITS[source.dtype]
-                here = walk(archive, source.clip, fitting, source.device, limits, what)
-                if alone and not here.found:
-                    here = walk_alone(archive, source.clip, fitting, source.device, limits)
+                here = walk(archive, source.clip, fitting, source.device, limits, what, alone=alone)
                 alone = False
         changed = Localisation.of_changed(archive.changed(), what, _tower_for(source))
         found = found.fill_from(here.with_changed_weights(changed))

@@ -22,6 +22,7 @@ from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.errors import RunError
 from clipcheck.families import eager
 from clipcheck.families.base import DualEncoder
+from clipcheck.gates.localisation import FORWARD
 from clipcheck.gates.modules import Coverage, ModuleError, ratio
 from clipcheck.gates.tolerances import LIMITS
 from clipcheck.harness.modules.library import LibraryTwins
@@ -125,22 +126,31 @@ def judge_library_program(
     See `judge_modules`; logits follow from features in the same run.
     """
     twins = twins_of(model, batch, device, library)
-    judge = Judge(twins, Tally(len(twins.blocks), advance), subject="the program")
+    judge = Judge(twins, Tally(len(twins.blocks), advance), subject="the program", stay=True)
     inputs = {"encode_image": batch.pixels, "encode_text": batch.tokens}
     failures: list[str] = []
     with exact_arithmetic():
-        for method, given in inputs.items():
-            if method not in program.facts.methods:
-                continue
+        for method in methods_of(program, batch):
+            given = list(inputs.values()) if method == FORWARD else [inputs[method]]
             try:
-                tensor = torch.from_numpy(given).to(device)
-                program.listen(method, [tensor], twins.blocks, judge.listen)
+                tensors = [torch.from_numpy(each).to(device) for each in given]
+                program.listen(method, tensors, twins.blocks, judge.listen)
             except RunError as error:
-                failures.append(f"{error.problem}, in a batch of {len(given)} rows")
+                rows = " and ".join(str(len(each)) for each in given)
+                failures.append(f"{error.problem}, in a batch of {rows} rows")
                 judge.running.clear()
     found = judge.coverage(failures)
     skipped = {**found.skipped, **program.hidden}
     return replace(found, skipped=skipped, note=program.note)
+
+
+def methods_of(model: Shows, batch: Batch) -> list[str]:
+    """Return the methods that a model has inputs for, in their order; of a program that runs both
+    towers at once, only the one that does."""
+    rows = {"encode_image": len(batch.pixels), "encode_text": len(batch.tokens)}
+    rows[FORWARD] = min(rows.values())
+    methods = [each for each, count in rows.items() if count and each in model.facts.methods]
+    return [FORWARD] if model.of_program and FORWARD in methods else methods
 
 
 def twins_of(
@@ -197,6 +207,8 @@ class Judge:
         sites: by module, its first judged call.
         ends: by module of ``twins.last``, a digest of its last output.
         subject: name of what is judged, for reasons.
+        stay: whether its tensors are not overwritten, and no call is repeated by another method, as
+            in a program.
     """
 
     twins: Twins | LibraryTwins
@@ -207,13 +219,15 @@ class Judge:
     sites: dict[str, CallSite] = field(default_factory=dict)
     ends: dict[str, bytes] = field(default_factory=dict)
     subject: str = "the archive"
+    stay: bool = False
     _judged: set[tuple[str, bytes]] = field(default_factory=set)
 
     def listen(self, site: Site, entering: bool, tensors: Tensors) -> None:
         """Take a tensor from a tap of the archive, see `clipcheck.models.taps.Listener`."""
         if entering:
             # Copied: an operation in place may overwrite it before the call ends.
-            self.running.append((site, [tensor.clone() for tensor in tensors]))
+            given = tensors if self.stay else [tensor.clone() for tensor in tensors]
+            self.running.append((site, given))
         else:
             _, inputs = self.running.pop()
             if not site.last:
@@ -222,10 +236,11 @@ class Judge:
     def _judge(self, site: Site, inputs: Tensors, outputs: Tensors) -> None:
         if site.module in self.twins.last:
             self.ends[site.module] = _digest(outputs)
-        key = site.module, _digest([*inputs, *outputs])
-        if key in self._judged:
-            return  # another method made the same call
-        self._judged.add(key)
+        if not self.stay:
+            key = site.module, _digest([*inputs, *outputs])
+            if key in self._judged:
+                return  # another method made the same call
+            self._judged.add(key)
         self.tally.add()
         if not inputs:
             self.skipped.append((site, NO_TENSORS))

@@ -110,9 +110,11 @@ class Twins:
         """
         module = self._model.get_submodule(name)
         rows, causal = self.rows(name), not _is_visual(name)
-        # Cloned: a ReLU in place would write over what was given.
-        own = _call(module, given.own.clone(), rows, causal)
-        return Pair(own, _call(self._of(name), given.exact.clone(), rows, causal).double())
+        if any(getattr(each, "inplace", False) for each in module.modules()):
+            # A ReLU in place would write over what was given.
+            given = Pair(given.own.clone(), given.exact.clone())
+        own = _call(module, given.own, rows, causal)
+        return Pair(own, _call(self._of(name), given.exact, rows, causal).double())
 
     def _of(self, name: str) -> nn.Module:
         whole = self.blocks[name] or name

@@ -35,10 +35,10 @@ from clipcheck.families.connections import (
 )
 from clipcheck.gates.localisation import FORWARD, Failure, Localisation, localise
 from clipcheck.gates.modules import Coverage, ModuleError, ratio, ratios
-from clipcheck.gates.result import FEATURES, LOGITS
+from clipcheck.gates.result import ENCODERS, FEATURES, LOGITS
 from clipcheck.gates.tolerances import EXTREME, Limits
-from clipcheck.harness.modules.judge import Judge, Tensors, error_of, nearest
-from clipcheck.harness.modules.ranges import CallSite, Ranges
+from clipcheck.harness.modules.judge import Judge, Tensors, error_of, methods_of, nearest
+from clipcheck.harness.modules.ranges import Ranges
 from clipcheck.harness.modules.twins import NOT_TAKEN, Pair, Twins
 from clipcheck.inputs.batches import Batch
 from clipcheck.models.taps import Site
@@ -68,30 +68,12 @@ def judge_program(
     """
     walker = _Walker(program, model, batch, device, limits, stops=False, advance=advance)
     with exact_arithmetic():
-        if "encode_image" in program.facts.methods:
-            walker.run("encode_image", {PIXELS: walker.pixels})
-        if "encode_text" in program.facts.methods:
-            walker.run("encode_text", {TOKENS: walker.tokens})
-    found = walker.coverage()
-    if found.failures:
-        return found
-    ranges = Ranges(program, model, device, EXTREME)
-    with exact_arithmetic():
-        ranges.modules(walker.sites)
+        walker.run_towers()
+        found = walker.coverage()
+        if found.failures:
+            return found
+        ranges = walker.ranges()
     return replace(found, ranges=ranges.errors, reached=ranges.reached)
-
-
-def walk_alone(
-    program: Shows,
-    model: eager.CLIP,
-    batch: Batch,
-    device: torch.device,
-    limits: Limits,
-) -> Localisation:
-    """Find the first module of each tower of a program that departs alone, on extreme inputs."""
-    found = judge_program(program, model, batch, device, limits)
-    given = described("extreme inputs of each module alone", program)
-    return localise(found.ranges, [], limits, given)
 
 
 def walk(
@@ -101,27 +83,31 @@ def walk(
     device: torch.device,
     limits: Limits,
     given: str,
+    *,
+    alone: bool = False,
 ) -> Localisation:
-    """Find where an archive first departs from the eager model, in each tower.
+    """Find where an archive or a program first departs from the eager model, in each tower.
 
     Each tower runs once in the archive, and its modules once in the eager model and once in
-    float64. If both towers pass, ``forward`` runs as well.
+    float64. A program runs both towers at once. If both towers pass, ``forward`` runs as well.
 
     Args:
         batch: inputs; without images or prompts, that tower does not run. The numbers of images and
             prompts must differ from the number of positions in their tower, to be distinguishable.
+        alone: whether modules of a program run alone on extreme inputs, if nothing departs.
     """
-    methods = archive.facts.methods
     walker = _Walker(archive, model, batch, device, limits)
     with exact_arithmetic():
-        if len(batch.pixels) and "encode_image" in methods:
-            walker.run("encode_image", {PIXELS: walker.pixels})
-        if len(batch.tokens) and "encode_text" in methods:
-            walker.run("encode_text", {TOKENS: walker.tokens})
-        both = len(batch.pixels) and len(batch.tokens)
-        if both and "forward" in methods and not walker.localisation(given).found:
-            walker.run("forward", {PIXELS: walker.pixels, TOKENS: walker.tokens})
-    return walker.localisation(given)
+        walker.run_towers()
+        found = walker.localisation(given)
+        if not found.found:
+            walker.run_forward()
+            found = walker.localisation(given)
+        if found.found or not alone:
+            return found
+        errors = walker.ranges().errors
+    extreme = described("extreme inputs of each module alone", archive)
+    return localise(errors, [], limits, extreme)
 
 
 def described(given: str, archive: Shows) -> str:
@@ -148,10 +134,13 @@ class _Walker:
         self.pixels = torch.from_numpy(batch.pixels).to(device)
         self.tokens = torch.from_numpy(batch.tokens).to(device)
         self._archive = archive
+        self._methods = methods_of(archive, batch)
         self._model = model
+        self._device = device
         self._limits = limits
         self._twins = Twins(model, len(batch.pixels), len(batch.tokens), device)
-        self._judge = Judge(self._twins, Tally(len(self._twins.blocks), advance))
+        tally = Tally(len(self._twins.blocks), advance)
+        self._judge = Judge(self._twins, tally, stay=archive.of_program)
         self._stops = stops
         self._covered: set[str] = set()
         self._connections = {connection.target: connection for connection in connections(model)}
@@ -162,46 +151,89 @@ class _Walker:
         self._begun: dict[str, int] = {}
         self._first = 0
         self._placed = False
+        self._visual = True
+        self._departing: set[End] = set()
         self._failures: list[Failure] = []
-        self._held = _Held(self._twins.blocks)
+        self._held = _Held(self._twins.blocks, stay=archive.of_program)
+
+    def run_towers(self) -> None:
+        """Compare both towers: a program's in one run, if it has both."""
+        given = {
+            "encode_image": {PIXELS: self.pixels},
+            "encode_text": {TOKENS: self.tokens},
+        }
+        for method in self._methods:
+            if method in given:
+                self.run(method, given[method])
+            elif self._archive.of_program:
+                self._run_program({PIXELS: self.pixels, TOKENS: self.tokens})
+
+    def run_forward(self) -> None:
+        """Compare ``forward``, which in a program is the run of both towers."""
+        if FORWARD in self._methods and not self._archive.of_program:
+            self.run(FORWARD, {PIXELS: self.pixels, TOKENS: self.tokens})
 
     def run(self, method: str, given: Mapping[End, torch.Tensor]) -> None:
         """Call a method of the archive, and compare each tensor between its modules."""
-        self._held.begin(given)
-        self._first, self._placed = len(self._judge.errors), False
-        # In a program both towers were shown before: it is one run.
-        shown = method == "forward" and self._archive.of_program
-        names = () if shown and len(self._features) == len(FEATURES) else self._twins.blocks
-        try:
-            result = self._archive.listen(method, list(given.values()), names, self._listen)
-        except RunError as error:
-            inside = self._judge.running[-1][0].module if self._judge.running else ""
-            self._failures.append(Failure(method, inside, error.problem))
-            self._judge.running.clear()
-            return
-        if self._placed:
-            return  # the first departure was found
-        if method == "forward":
+        result = self._listened(method, given, [method])
+        if result is None or self._placed:
+            return  # it failed, or the first departure was found
+        if method == FORWARD:
             self._compare_forward(result)
         elif isinstance(result, torch.Tensor):
             target = IMAGE_FEATURES if method == "encode_image" else TEXT_FEATURES
             self._features[target] = result
             self._hold_features(target, result, method)
 
+    def _run_program(self, given: Mapping[End, torch.Tensor]) -> None:
+        """Run both towers of a program at once, and compare each tensor between its modules; where
+        neither departs, its logits as well."""
+        result = self._listened(FORWARD, given, list(ENCODERS))
+        if not isinstance(result, Mapping):
+            return
+        for method, target in zip(ENCODERS, (IMAGE_FEATURES, TEXT_FEATURES), strict=True):
+            features = result.get(ENCODERS[method])
+            if features is not None and target not in self._departing:
+                self._features[target] = features
+                self._hold_features(target, features, method)
+        if self._stops and not self.localisation("").found:
+            self._compare_logits({name: result[name] for name in LOGITS if name in result})
+
+    def _listened(
+        self, method: str, given: Mapping[End, torch.Tensor], failing: Sequence[str]
+    ) -> object:
+        """Return what a method returns, with the walker listening; None if it failed.
+
+        Args:
+            failing: the methods of which that is a failure.
+        """
+        self._held.begin(given)
+        self._first, self._placed = len(self._judge.errors), False
+        try:
+            return self._archive.listen(
+                method, list(given.values()), self._twins.blocks, self._listen
+            )
+        except RunError as error:
+            inside = self._judge.running[-1][0].module if self._judge.running else ""
+            self._failures += [Failure(each, inside, error.problem) for each in failing]
+            self._judge.running.clear()
+            return None
+
+    def ranges(self) -> Ranges:
+        """Run the judged modules of a program alone on extreme inputs."""
+        found = Ranges(self._archive, self._model, self._device, EXTREME)
+        found.modules(self._judge.sites)
+        return found
+
     def localisation(self, given: str) -> Localisation:
         """Return the findings so far."""
         given = described(given, self._archive)
         return localise(self._judge.errors, self._failures, self._limits, given)
 
-    @property
-    def sites(self) -> Mapping[str, CallSite]:
-        """Return by module its first judged call."""
-        return self._judge.sites
-
     def coverage(self) -> Coverage:
         """Return all errors so far, and the modules that they cover."""
         judged = {error.module for error in self._judge.errors if not error.part} | self._covered
-        found = self._judge.coverage([failure.problem for failure in self._failures])
+        found = self._judge.coverage(list(dict.fromkeys(each.problem for each in self._failures)))
         reasons = {**found.skipped, **self._archive.hidden}
         skipped = {name: reason for name, reason in reasons.items() if name not in judged}
         return replace(
@@ -209,6 +241,7 @@ class _Walker:
         )
 
     def _listen(self, site: Site, entering: bool, tensors: Tensors) -> None:
+        self._enter_tower(self._model.is_visual(f"{site.module}."))
         if self._placed:
             return
         if site.last:
@@ -223,8 +256,21 @@ class _Walker:
             self._covered.add(site.module)
             return
         self._judge.listen(site, entering, tensors)
-        if not self._judge.running and not self._is_sound(self._first):
-            self._placed = self._stops and self._departs()
+        self._place()
+
+    def _enter_tower(self, visual: bool) -> None:
+        """Begin with a tower of a program, which runs both."""
+        if visual != self._visual:
+            self._visual, self._placed = visual, False
+            self._first = len(self._judge.errors)
+
+    def _place(self) -> None:
+        """Stop in this tower if a module of it departs."""
+        if self._judge.running or self._is_sound(self._first):
+            return
+        self._placed = self._stops and self._departs()
+        if self._placed:
+            self._departing.add(IMAGE_FEATURES if self._visual else TEXT_FEATURES)
 
     def _hear_both(self, site: Site, entering: bool, tensors: Tensors) -> None:
         """Compare two modules of which an archive or program shows what enters the first and leaves
@@ -254,8 +300,7 @@ class _Walker:
                 self._covered |= {first, last}
         self._held.enter(End(last, "out"))
         self._held.keep(End(last, "out"), tensors)
-        if not self._judge.running and not self._is_sound(self._first):
-            self._placed = self._stops and self._departs()
+        self._place()
 
     def _is_settled(self, block: str) -> bool:
         """Tell whether everything inside a block was judged and passed, so that the block passes
@@ -424,8 +469,9 @@ class _Walker:
 class _Held:
     """The tensors at the ends of connections, as long as they may be needed."""
 
-    def __init__(self, blocks: Mapping[str, str]) -> None:
+    def __init__(self, blocks: Mapping[str, str], *, stay: bool) -> None:
         self._blocks = blocks
+        self._stay = stay
         self._tensors: dict[End, list[torch.Tensor]] = {}
         self._recent = ["", ""]
 
@@ -447,8 +493,8 @@ class _Held:
         }
 
     def keep(self, end: End, tensors: Tensors) -> None:
-        """Keep copies of the archive's tensors at this end: later steps may overwrite them."""
-        self._tensors[end] = [tensor.clone() for tensor in tensors]
+        """Keep the tensors at this end; an archive's as copies: later steps may overwrite them."""
+        self._tensors[end] = [each if self._stay else each.clone() for each in tensors]
 
     def tensors(self, end: End) -> Sequence[torch.Tensor]:
         """Return the tensors at this end; none if they were dropped or never arrived."""

@@ -28,12 +28,11 @@ from clipcheck.gates.localisation import (
 from clipcheck.gates.modules import ModuleError
 from clipcheck.gates.result import ENCODERS, LOGITS
 from clipcheck.gates.tolerances import LIMITS
-from clipcheck.harness.modules.judge import NO_TENSORS, Judge, error_of
+from clipcheck.harness.modules.judge import NO_TENSORS, Judge, error_of, methods_of
 from clipcheck.harness.modules.library import LibraryTwins
 from clipcheck.harness.modules.twins import Pair
 from clipcheck.harness.modules.walk import HEAD, described
 from clipcheck.inputs.batches import Batch
-from clipcheck.models.facts import METHODS
 
 OUTSIDE = "outside of its modules"
 BETWEEN = "between its modules"
@@ -57,9 +56,8 @@ def walk_library(
     """
     with exact_arithmetic():
         walker = _Walker(archive, source, library, batch)
-        for method in METHODS:
-            if method in archive.facts.methods:
-                walker.run(method)
+        for method in methods_of(archive, batch):
+            walker.run(method)
         return walker.localisation(given)
 
 
@@ -77,7 +75,7 @@ class _Walker:
         self._model = source.model
         reference = Reference(source.model, library, device)
         self._twins = LibraryTwins(source.model, reference, batch, device)
-        self._judge = Judge(self._twins)
+        self._judge = Judge(self._twins, stay=archive.of_program)
         self._sizes = Sizes(len(batch.pixels), len(batch.tokens), source.sizes.embed_dim)
         self._features: dict[str, Pair] = {}
         self._failures: list[Failure] = []
@@ -88,6 +86,9 @@ class _Walker:
         inputs = [self._inputs[each] for each in wanted]
         if not all(map(len, inputs)):
             return
+        whole = method == FORWARD and self._archive.of_program
+        # Before the modules: the float64 copy is of one tower at a time.
+        image = self._twins.features("encode_image", inputs[0]) if whole else None
         try:
             found = self._archive.listen(method, inputs, self._twins.blocks, self._judge.listen)
         except RunError as error:
@@ -97,12 +98,19 @@ class _Walker:
             )
             running.clear()
             return
+        if image is not None and isinstance(found, Mapping):
+            text = self._twins.features("encode_text", inputs[1])
+            for encoder, expected in zip(ENCODERS, (image, text), strict=True):
+                if (features := found.get(ENCODERS[encoder])) is not None:
+                    self._compare_features(encoder, features, expected)
         if method == FORWARD:
             self._compare_forward(found)
         elif isinstance(found, torch.Tensor):
-            expected = self._twins.features(method, *inputs)
-            self._judge.errors.append(_error(method, method, found, expected))
-            self._features[method] = self._twins.pair(found)
+            self._compare_features(method, found, self._twins.features(method, *inputs))
+
+    def _compare_features(self, method: str, found: torch.Tensor, expected: Pair) -> None:
+        self._judge.errors.append(_error(method, method, found, expected))
+        self._features[method] = self._twins.pair(found)
 
     def _compare_forward(self, given: object) -> None:
         """Compare the logits of ``forward`` with those from the archive's encoders' features.
