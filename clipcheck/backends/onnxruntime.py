@@ -16,6 +16,7 @@ from clipcheck.backends.base import Backend, Missing, Option, missing
 from clipcheck.backends.calling import Array, translating
 from clipcheck.backends.graph import Graph, Node
 from clipcheck.backends.held import rounded_weights, weights_evidence
+from clipcheck.backends.onnx_reading import read_light
 from clipcheck.backends.opened import Inside, Opened, Reached, Receive, Tapped, open_apart
 from clipcheck.backends.programs import ProgramBackend, key_of
 from clipcheck.backends.quantised import quantised_weights, with_weight_in_float
@@ -370,13 +371,11 @@ class _Taps:
     def _open(self, names: Sequence[str]) -> None:
         import onnx
 
-        program = onnx.load(self._path, load_external_data=False)
+        program, folder = read_light(self._path)
         self._outputs = [each.name for each in program.graph.output]
         added = [name for name in dict.fromkeys(names) if name not in self._outputs]
         program.graph.output.extend(onnx.ValueInfoProto(name=name) for name in added)
-        contents = program.SerializeToString()
-        del program
-        self._session = _session(contents, *self._how, data=self._path.parent)
+        self._session = _session(program.SerializeToString(), *self._how, data=folder)
         self._names = frozenset(names)
         self._shapes |= {each.name: each.shape for each in self._session.get_outputs()}
 
@@ -390,9 +389,7 @@ class _Parts:
 
     @cached_property
     def _graph(self) -> onnx.GraphProto:
-        import onnx
-
-        self._program = onnx.load(self._path, load_external_data=False)
+        self._program, self._folder = read_light(self._path)
         self._weights = {each.name: each for each in self._program.graph.initializer}
         self._made = {name: each for each in self._program.graph.node for name in each.output}
         return self._program.graph
@@ -408,7 +405,7 @@ class _Parts:
         inputs = [each.name for each in self._graph.input if each.name not in self._weights]
         feed = dict(zip([*inputs, *entering], [*given, *arrays], strict=True))
         part, taken = self._part(feed, leaving)
-        session = _session(part, *self._how, data=self._path.parent)
+        session = _session(part, *self._how, data=self._folder)
         found: list[Array] = session.run(list(leaving), {name: feed[name] for name in taken})
         return found
 
@@ -448,9 +445,7 @@ class _Parts:
 
 def graph_of(path: Path) -> Graph:
     """Return the operations of an ONNX program."""
-    import onnx
-
-    graph = onnx.load(path, load_external_data=False).graph
+    graph = read_light(path)[0].graph
     weights = {each.name for each in graph.initializer}
     weights |= {each.values.name for each in graph.sparse_initializer}
     for node in graph.node:

@@ -106,7 +106,7 @@ def computing_dtype(path: Path) -> str | None:
     Raises:
         CheckpointError, DamagedError: as for `data_files`.
     """
-    with _walking(path) as walk:
+    with walking(path) as walk:
         dtypes, inputs = walk.graph()
     found = Counter(dtypes[name] for name in inputs if name in dtypes)
     known = [_DTYPES[number] for number, _ in found.most_common() if number in _DTYPES]
@@ -119,7 +119,7 @@ def stored_dtypes(path: Path) -> set[str]:
     Raises:
         CheckpointError, DamagedError: as for `data_files`.
     """
-    with _walking(path) as walk:
+    with walking(path) as walk:
         dtypes, _ = walk.graph()
     return {_DTYPES[number] for number in dtypes.values() if number in _DTYPES}
 
@@ -130,7 +130,7 @@ def weights(path: Path) -> Iterator[tuple[str, Stored]]:
     Raises:
         CheckpointError, DamagedError: as for `data_files`.
     """
-    with _walking(path) as walk:
+    with walking(path) as walk:
         for start, end in walk.initializers():
             found = walk.weight(start, end, path)
             if found is not None:
@@ -206,18 +206,23 @@ def _require_whole(file: Path, location: str, needed: int, path: Path) -> None:
 
 
 def _pieces(path: Path) -> list[Piece]:
-    with _walking(path) as walk:
+    with walking(path) as walk:
         return [piece_of(entries, path) for entries in walk.external()]
 
 
 @contextmanager
-def _walking(path: Path) -> Iterator[_Walk]:
+def walking(path: Path) -> Iterator[Walk]:
+    """Open a program to read its fields.
+
+    Raises:
+        CheckpointError, DamagedError: as for `data_files`.
+    """
     try:
         with (
             path.open("rb") as file,
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
         ):
-            yield _Walk(data)
+            yield Walk(data)
     except OSError as error:
         raise CheckpointError(
             f"cannot be read ({error.strerror})", remedy="Check that you may read it.", path=path
@@ -226,11 +231,12 @@ def _walking(path: Path) -> Iterator[_Walk]:
         raise DamagedError(f"it is no ONNX ({error})", remedy=_WRITE_ANEW, path=path) from error
 
 
-class _Walk:
+class Walk:
     """Reads a protobuf message (protobuf.dev, encoding); contents are skipped."""
 
     def __init__(self, data: mmap.mmap) -> None:
         self._data = data
+        self.size = len(data)
         self._left = _MOST_FIELDS
 
     def external(self) -> Iterator[dict[str, str]]:
@@ -269,7 +275,7 @@ class _Walk:
                     continue
                 inside = list(self._fields(value.start, value.stop)) if field in (1, 5) else []
                 if field == 1 and self._last(inside, 4) in _MULTIPLYING:
-                    inputs += [self._bytes(each) for known, each in inside if known == 1]
+                    inputs += [self.contents(each) for known, each in inside if known == 1]
                 elif field == 5:
                     kinds = [each for known, each in inside if known == 2]
                     dtypes[self._last(inside, 8)] = next(
@@ -331,7 +337,7 @@ class _Walk:
 
     def _last(self, fields: list[tuple[int, int | range]], wanted: int) -> bytes:
         """Return the contents of a field that occurs once."""
-        return next((self._bytes(value) for number, value in fields if number == wanted), b"")
+        return next((self.contents(value) for number, value in fields if number == wanted), b"")
 
     def _entries(self, start: int, end: int) -> dict[str, str] | None:
         entries = {}
@@ -345,18 +351,23 @@ class _Walk:
         return entries if external else None
 
     def _text(self, value: int | range) -> str:
-        return self._bytes(value).decode()
+        return self.contents(value).decode()
 
-    def _bytes(self, value: int | range) -> bytes:
+    def contents(self, value: int | range) -> bytes:
         return self._data[value.start : value.stop] if isinstance(value, range) else b""
 
     def _fields(self, start: int, end: int) -> Iterator[tuple[int, int | range]]:
         """Yield each field's number with its value: an integer, or the place of its contents."""
+        return ((number, value) for number, value, _ in self.spans(start, end))
+
+    def spans(self, start: int, end: int) -> Iterator[tuple[int, int | range, range]]:
+        """Yield as well the place of the field with its number."""
         place = start
         while place < end:
             self._left -= 1
             if self._left < 0:
                 raise ValueError(f"it has more than {_MOST_FIELDS:,} fields")
+            begin = place
             tag, place = self._varint(place)
             value: int | range = 0
             kind = tag & 7
@@ -369,7 +380,7 @@ class _Walk:
                 place += size
             if place > end:
                 raise ValueError("a field ends behind its message")
-            yield tag >> 3, value
+            yield tag >> 3, value, range(begin, place)
 
     def _size(self, kind: int, place: int) -> tuple[int, int]:
         if kind != 2:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
 
+from clipcheck.backends import onnxruntime
 from clipcheck.backends.base import Backend
 from clipcheck.backends.export import Export
 from clipcheck.backends.inside import InsideProgram
@@ -96,6 +97,30 @@ def test_every_module_of_a_sound_program_is_judged(
         assert not coverage.skipped
         assert shown.note == ""
         assert not departures(program, made)
+
+
+def test_a_program_runs_once_for_both_towers_and_does_not_load_its_weights_again(
+    vit: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    methods: list[str] = []
+    sizes: list[int] = []
+    listen, session = InsideProgram.listen, onnxruntime._session
+
+    def counted(self: InsideProgram, method: str, *given: Any) -> object:
+        methods.append(method)
+        return listen(self, method, *given)
+
+    def measured(program: bytes, *given: Any, **more: Any) -> Any:
+        sizes.append(len(program))
+        return session(program, *given, **more)
+
+    monkeypatch.setattr(InsideProgram, "listen", counted)
+    with ONNXRuntime.build(vit) as program:
+        monkeypatch.setattr(onnxruntime, "_session", measured)
+        assert not departures(program, vit)
+        assert methods == ["forward"]
+        assert len(sizes) == 1
+        assert sizes[0] < (program.size or 0) / 4
 
 
 def test_an_epsilon_that_only_extreme_inputs_show_is_named(vit: Source, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from clipcheck.audit.faults.planting import put
 from clipcheck.audit.faults.variant import PlantSource
 from clipcheck.backends.artefacts import Artefacts
 from clipcheck.backends.source import Source
@@ -43,8 +44,20 @@ class OfArchive(DualEncoder):
         return self.clip.encode_text(text)
 
     def logits(self, image_features: Tensor, text_features: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute logits [N, M] and [M, N] from features [N, E] and [M, E]."""
-        return eager.scaled_cosines(image_features, text_features, self.clip.logit_scale)
+        """Compute logits [N, M] and [M, N] from features [N, E] and [M, E], by the end of
+        ``forward``, which may be altered."""
+        features = {"encode_image": image_features, "encode_text": text_features}
+        own = {name: vars(self.clip).get(name) for name in features}
+        for name, found in features.items():
+            put(self.clip, name, lambda _, found=found: found)
+        try:
+            per_image, per_text = self.clip(image_features, text_features)
+        finally:
+            for name, function in own.items():
+                delattr(self.clip, name)
+                if function is not None:
+                    put(self.clip, name, function)
+        return per_image, per_text
 
 
 def of_archive(alter: Callable[[Multimodal], None]) -> PlantSource:
