@@ -2,10 +2,10 @@
 
 The program is exported from seeded weights. One copy has another epsilon in the second LayerNorm of
 the last block, which only extreme inputs show; one has zeros for the bias of the last block's last
-layer; one is unaltered. A plain pass runs the program on the inputs of the gate `modules`: two images and
-three prompts. Times are of the processor, in one thread and one process, so that a busy machine
-matters little; importing onnx is not counted. In an unaltered program the edge cases are looked at
-as well: 36 rows in place of five.
+layer; one is unaltered. A plain pass runs the program on the inputs of the gate `modules`: two
+images and three prompts. Times are of the processor, in one thread and one process, so that a busy
+machine matters little; importing onnx is not counted. In an unaltered program the edge cases are
+looked at as well: 36 rows in place of five.
 
     python -m benchmarks.inside
 """

@@ -39,8 +39,9 @@ from clipcheck.audit.faults.planting import (
     within,
 )
 from clipcheck.audit.faults.steps import attend, attention, attention_pool
-from clipcheck.audit.faults.variant import ARCHIVES, Variant
+from clipcheck.audit.faults.variant import Variant
 from clipcheck.audit.faults.where import Select
+from clipcheck.backends.names import OF_ARCHIVES
 from clipcheck.checkpoints.architecture import ResNet, ViT
 from clipcheck.writers.legacy import Multimodal
 from clipcheck.writers.trained import KINDS
@@ -170,7 +171,7 @@ def smallest(bench: Bench, change: Changes, sizes: Sequence[float]) -> tuple[str
     while seen - unseen > 1:
         tried = (seen + unseen) // 2
         small = Variant(name="small", family="numerics", reason="small", plant=change(sizes[tried]))
-        found = bench.find(small, ARCHIVES)
+        found = bench.find(small, OF_ARCHIVES)
         if found.gate is None:
             unseen = tried
         else:
