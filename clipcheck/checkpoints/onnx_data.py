@@ -354,6 +354,7 @@ class Walk:
         return self.contents(value).decode()
 
     def contents(self, value: int | range) -> bytes:
+        """Return the bytes at a place; none for an integer."""
         return self._data[value.start : value.stop] if isinstance(value, range) else b""
 
     def _fields(self, start: int, end: int) -> Iterator[tuple[int, int | range]]:
