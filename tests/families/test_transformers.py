@@ -464,6 +464,6 @@ def test_a_class_has_the_library_s_default_sizes_made_shallow() -> None:
 def test_an_efficientnet_is_made_shallow_by_its_stages() -> None:
     told = named("transformers:AlignModel")
     assert isinstance(told.model, LibraryArchitecture)
-    config = transformers._config(transformers.shallow(told.model, 2))
+    config = transformers.config_of(transformers.shallow(told.model, 2))
     assert config.vision_config.num_hidden_layers == 7
     assert config.text_config.num_hidden_layers == 2
