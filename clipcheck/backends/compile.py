@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -13,8 +15,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from clipcheck.backends.aotinductor import compiler_missing, quiet_about_cuda
 from clipcheck.backends.base import Backend, Missing, Option, evidence_of_closed
 from clipcheck.backends.calling import Array, Named, Pixels, Tokens, closed, to_numpy, translating
+from clipcheck.backends.inside_modules import InsideModules
 from clipcheck.backends.source import Source
 from clipcheck.backends.trace import example_inputs
+from clipcheck.families import eager
 from clipcheck.gates.integrity import Evidence
 from clipcheck.gates.result import OUTPUTS
 from clipcheck.system.variables import variables
@@ -23,6 +27,7 @@ if TYPE_CHECKING:
     import torch
 
     from clipcheck.checkpoints.checkpoint import Checkpoint
+    from clipcheck.families.base import DualEncoder
 
 _DYNAMIC = {"true": True, "false": False, "auto": None}
 
@@ -56,6 +61,7 @@ class Compile(Backend):
     }
 
     name = "compile"
+    runs_modules = True
 
     @classmethod
     def available(cls) -> Missing | None:
@@ -74,10 +80,13 @@ class Compile(Backend):
 
     def __init__(self, source: Source) -> None:
         self._device = source.device
+        self._model: DualEncoder | None = source.model
+        self.runs_modules = isinstance(source.model, eager.CLIP)
         self._has = source.model.outputs
         self._held = ExitStack()
         self._graphs = _graphs()
         self._functions: dict[str, Any] = {}
+        self._how: dict[str, Any] = {}
         try:
             self._compile(source)
         except BaseException:
@@ -94,7 +103,7 @@ class Compile(Backend):
         )
         self._held.enter_context(limits)
         torch._dynamo.reset()
-        how: dict[str, Any] = {
+        how = self._how = {
             "mode": source.options["mode"],
             "dynamic": _DYNAMIC[source.options["dynamic"]],
             "fullgraph": True,
@@ -140,6 +149,29 @@ class Compile(Backend):
         pixels, tokens = (tensor.cpu().numpy() for tensor in example_inputs(source))
         for images, texts in product((pixels, pixels[:1]), (tokens, tokens[:1])):
             self.outputs(images, texts)
+
+    @cached_property
+    def runner(self) -> InsideModules:
+        """Show its modules by this: the eager model with each block compiled on its own."""
+        import torch
+
+        if not isinstance(self._model, eager.CLIP):
+            raise ValueError("expected clipcheck's own modules")
+        shared = {id(each): each for each in self._model.state_dict(keep_vars=True).values()}
+        model = copy.deepcopy(self._model, shared)
+        names = set(_compiled_alone(model))
+        for name in names:
+            module = model.get_submodule(name)
+            module.forward = torch.compile(module.forward, **self._how)
+        return InsideModules(
+            self.name,
+            model,
+            model,
+            lambda name: name if name in names else "",
+            self._device,
+            note="each block compiled on its own",
+            reason="it is compiled with its block",
+        )
 
     def encode_image(self, pixels: Pixels) -> Array:
         """Pixels [N, 3, R, R] to features [N, E], not normalised."""
@@ -198,6 +230,20 @@ class Compile(Backend):
         torch._dynamo.reset()
         self._held.close()
         self._functions.clear()
+        self._model = None
+        vars(self).pop("runner", None)
+
+
+def _compiled_alone(model: eager.CLIP) -> Iterator[str]:
+    """Yield the names of the blocks, and of the modules outside of them that have no others."""
+    blocks = (eager.ResidualAttentionBlock, eager.Bottleneck, eager.AttentionPool2d)
+    inside = ""
+    for name, module in model.named_modules():
+        if inside and name.startswith(f"{inside}."):
+            continue
+        if isinstance(module, blocks) or not any(module.children()):
+            inside = name
+            yield name
 
 
 def _graphs() -> int:

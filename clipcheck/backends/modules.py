@@ -21,6 +21,8 @@ from clipcheck.gates.integrity import Evidence
 if TYPE_CHECKING:
     import torch
 
+    from clipcheck.backends.runner import Shows
+
 
 class ModuleBackend(Backend):
     """Runs a torch module without recording gradients.
@@ -30,6 +32,7 @@ class ModuleBackend(Backend):
         device: where its weights are.
         evidence: called after it has run, for the gate ``integrity``.
         size: bytes of the artefact that it runs, if any.
+        inside: shows its modules; None if it does not.
     """
 
     takes_forms = True
@@ -41,9 +44,11 @@ class ModuleBackend(Backend):
         device: torch.device,
         evidence: Callable[[], Evidence] | None = None,
         size: int | None = None,
+        inside: Shows | None = None,
     ) -> None:
         self.name = name
         self.size = size
+        self._inside = inside
         self._evidence = evidence
         self._module: Any = module
         self._device = device
@@ -66,6 +71,13 @@ class ModuleBackend(Backend):
             )
         return to_numpy(logits[0]), to_numpy(logits[1])
 
+    @property
+    def runner(self) -> Shows:
+        """Show its modules by this."""
+        if self._inside is None:
+            raise ValueError("expected a module that shows its modules")
+        return self._inside
+
     def evidence(self) -> Evidence:
         """Return the evidence for the gate ``integrity``."""
         return super().evidence() if self._evidence is None else self._evidence()
@@ -73,6 +85,7 @@ class ModuleBackend(Backend):
     def close(self) -> None:
         """Release the module, and everything that its evidence refers to."""
         self._module = None
+        self._inside = None
         self._evidence = evidence_of_closed
 
     def _run(self, method: str, *arrays: Array) -> Any:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from clipcheck.backends.base import Backend, Missing, Option, too_old
 from clipcheck.backends.calling import translating
+from clipcheck.backends.inside_modules import InsideModules
 from clipcheck.backends.modules import ModuleBackend
 from clipcheck.backends.source import Source
 from clipcheck.checkpoints import directories
 from clipcheck.checkpoints.architecture import Activation, Architecture, ViT
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.checkpoints.configs import open_clip_config, open_clip_lacks
-from clipcheck.checkpoints.keymaps import Layout, from_layout, layout_of, to_layout
+from clipcheck.checkpoints.keymaps import Layout, from_layout, layout_of, module_in, to_layout
 from clipcheck.checkpoints.told import OPEN_CLIP
 from clipcheck.errors import UnfitError
 from clipcheck.gates.integrity import Evidence
@@ -47,6 +49,7 @@ class OpenClip(ModuleBackend):
     }
     distributions = ("open_clip_torch",)
     default_for = frozenset({Format.OPEN_CLIP})
+    runs_modules = True
 
     @classmethod
     def available(cls) -> Missing | None:
@@ -72,7 +75,20 @@ class OpenClip(ModuleBackend):
         make = _from_archive if _is_released_kind(source.checkpoint) else _from_config
         with translating(name, "loading"), torchscript_support.silenced():
             model = (_created if created else make)(source).to(source.device).eval()
-        return cls(name, _Adapter(model), source.device, lambda: _evidence(source, model))
+        adapter = _Adapter(model)
+        return cls(
+            name,
+            adapter,
+            source.device,
+            lambda: _evidence(source, model),
+            inside=InsideModules(name, adapter, model, _namer(model), source.device),
+        )
+
+
+def _namer(model: Any) -> Callable[[str], str]:
+    """Return a function of the name of an eager module that gives its name in open_clip's model."""
+    layout = Layout.CUSTOM_TEXT if hasattr(model, "text") else Layout.OPEN_CLIP
+    return partial(module_in, layout=layout)
 
 
 def _is_released_kind(checkpoint: Checkpoint) -> bool:

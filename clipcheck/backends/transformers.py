@@ -5,17 +5,19 @@ from __future__ import annotations
 import importlib.util
 import tempfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from clipcheck.backends.base import Backend, Missing, Option, too_old
 from clipcheck.backends.calling import translating
+from clipcheck.backends.inside_modules import InsideModules
 from clipcheck.backends.modules import ModuleBackend
 from clipcheck.backends.source import Source
 from clipcheck.checkpoints.architecture import ResNet, ViT
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.checkpoints.configs import ACTIVATIONS
-from clipcheck.checkpoints.keymaps import Layout, from_layout
+from clipcheck.checkpoints.keymaps import Layout, from_layout, module_in
 from clipcheck.families.tokenizers import quiet
 from clipcheck.gates.integrity import Evidence
 
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
 _OLDEST = "5.9"
 """First version whose preprocessing is known here: without a slow tokenizer, and with a separate
 name for the slow image processor."""
+
+
+_UNMASKED = "without the tokenizer's mask, which changes only positions behind the end of a text"
 
 
 class Transformers(ModuleBackend):
@@ -41,6 +46,7 @@ class Transformers(ModuleBackend):
     variants = ({"attention": "sdpa"}, {"attention": "eager"})
     distributions = ("transformers", "safetensors")
     default_for = frozenset({Format.TRANSFORMERS})
+    runs_modules = True
 
     @classmethod
     def available(cls) -> Missing | None:
@@ -64,7 +70,20 @@ class Transformers(ModuleBackend):
         name = f"transformers:attention={attention}"
         with translating(name, "loading"):
             model = _load(_folder(source), source, attention)
-        return cls(name, _Adapter(model), source.device, lambda: _evidence(source, model))
+        return cls(
+            name,
+            _Adapter(model),
+            source.device,
+            lambda: _evidence(source, model),
+            inside=InsideModules(
+                name,
+                _Adapter(model, pads=False),
+                model,
+                partial(module_in, layout=Layout.TRANSFORMERS),
+                source.device,
+                note=_UNMASKED,
+            ),
+        )
 
 
 def _folder(source: Source) -> Path:
@@ -92,10 +111,15 @@ def _load(folder: Path, source: Source, attention: str) -> Any:
 
 
 class _Adapter:
-    """CLIP's three methods, by the calls that transformers' users make."""
+    """CLIP's three methods, by the calls that transformers' users make.
 
-    def __init__(self, model: Any) -> None:
+    Args:
+        pads: whether the mask of a text ends with its end-of-text token, as a tokenizer's does.
+    """
+
+    def __init__(self, model: Any, *, pads: bool = True) -> None:
         self._model = model
+        self._pads = pads
 
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:
         """Pixels [N, 3, R, R] to features [N, E], not normalised."""
@@ -104,20 +128,24 @@ class _Adapter:
 
     def encode_text(self, text: torch.Tensor) -> torch.Tensor:
         """Ids [M, L] to features [M, E], not normalised."""
-        features: torch.Tensor = self._model.get_text_features(**_tokenized(text)).pooler_output
+        features: torch.Tensor = self._model.get_text_features(
+            **_tokenized(text, self._pads)
+        ).pooler_output
         return features
 
     def forward(self, image: torch.Tensor, text: torch.Tensor) -> tuple[Any, Any]:
         """Pixels and ids to logits per image [N, M] and per text [M, N]."""
-        found = self._model(pixel_values=image, **_tokenized(text))
+        found = self._model(pixel_values=image, **_tokenized(text, self._pads))
         return found.logits_per_image, found.logits_per_text
 
 
-def _tokenized(text: torch.Tensor) -> dict[str, torch.Tensor]:
+def _tokenized(text: torch.Tensor, pads: bool) -> dict[str, torch.Tensor]:
     """Return the output of a CLIPTokenizer: int64 ids, and a mask [M, L] that ends with the
-    end-of-text token."""
+    end-of-text token; or a mask of ones."""
     import torch
 
+    if not pads:
+        return {"input_ids": text.long(), "attention_mask": torch.ones_like(text).long()}
     ends = text.argmax(dim=-1, keepdim=True)
     places = torch.arange(text.shape[1], device=text.device)
     return {"input_ids": text.long(), "attention_mask": (places <= ends).long()}

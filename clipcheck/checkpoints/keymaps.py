@@ -94,6 +94,15 @@ _IN_BLOCK: dict[str, tuple[str, ...]] = {
 _POSITION_IDS = ("text_model.embeddings.position_ids", "vision_model.embeddings.position_ids")
 """Buffers of 0, 1, 2, ... that transformers before 4.31 stored."""
 
+_MODULES = {
+    None: "",
+    "attn": ".self_attn",
+    "mlp.gelu": ".mlp.activation_fn",
+    **{ours: f".{theirs}" for ours, theirs in _LAYERS.items()},
+}
+"""A residual block, and its modules: transformers' end of a name by the reference's."""
+
+_BLOCK = re.compile(rf"({'|'.join(map(re.escape, _BLOCKS))})\.(\d+)(?:\.(.+))?")
 _OURS = re.compile(rf"({'|'.join(map(re.escape, _BLOCKS))})\.(\d+)\.(.+)")
 _THEIRS = re.compile(rf"({'|'.join(map(re.escape, _BLOCKS.values()))})\.(\d+)\.(.+)")
 _OURS_OF_WHOLE = {theirs: ours for ours, theirs in _WHOLE.items()}
@@ -189,6 +198,22 @@ def spelled(key: str, layout: Layout) -> str:
         if layout is Layout.TRANSFORMERS and key.startswith(f"{ours}."):
             return key.replace(ours, theirs, 1)
     return key
+
+
+def module_in(name: str, layout: Layout) -> str:
+    """Return the name of one of the eager model's modules in another library's model; empty if the
+    library has none for it."""
+    if layout is Layout.REFERENCE:
+        return name
+    if layout is not Layout.TRANSFORMERS:
+        # open_clip's ModifiedResNet has other names for its activations.
+        return _names(re.sub(r"\.relu(\d)$", r".act\1", name), layout)[0]
+    block = _BLOCK.fullmatch(name)
+    if block is None:
+        return _WHOLE.get(f"{name}.weight", "").removesuffix(".weight")
+    tower, layer, part = block.groups()
+    theirs = _MODULES.get(part)
+    return "" if theirs is None else f"{_BLOCKS[tower]}.{layer}{theirs}"
 
 
 def no_resnet() -> UnfitError:

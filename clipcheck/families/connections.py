@@ -100,7 +100,12 @@ def _vision_transformer(visual: eager.VisionTransformer) -> Iterator[Connection]
         "pooling before it",
     )
     yield Connection(
-        IMAGE_FEATURES, [End("visual.ln_post", "out")], visual.project, "visual.proj", "projection"
+        IMAGE_FEATURES,
+        [End("visual.ln_post", "out")],
+        # A library may normalise all positions, and then pool.
+        lambda x: visual.project(visual.pool(x) if x.dim() == 3 else x),
+        "visual.proj",
+        "projection",
     )
 
 
