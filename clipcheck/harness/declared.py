@@ -65,8 +65,9 @@ class Declared:
 
     def plain(self, value: Any) -> Value:
         """Return a value, which is not None, as JSON can hold it."""
-        if self.several and not isinstance(value, str):
-            return [str(each) for each in (value if isinstance(value, Iterable) else [value])]
+        if self.several:
+            single = isinstance(value, str) or not isinstance(value, Iterable)
+            return [str(each) for each in ([value] if single else value)]
         return os.fspath(value) if isinstance(value, os.PathLike) else self.kind(value)
 
     def words(self, value: Value) -> list[str]:

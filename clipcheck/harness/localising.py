@@ -43,14 +43,9 @@ _TOWERS: Mapping[str, Tower] = {"image_features": "image", "text_features": "tex
 
 @dataclass(frozen=True, kw_only=True)
 class Localised(Cost, Conditions, Subject):
-    """Where a checkpoint departs.
-
-    Attributes:
-        asked_reference: ``--reference``, or None.
-    """
+    """Where a checkpoint departs."""
 
     localisation: Localisation
-    asked_reference: str | None = None
 
     @property
     def passed(self) -> bool:
@@ -113,9 +108,11 @@ def localize(
         reference=reference,
         architecture=architecture,
         map=map,
+        device=device,
         dtype=dtype,
         seed=seed,
         isolation=isolation,
+        download_root=download_root,
     )
     require_found(checkpoint)
     prepare([os.fspath(checkpoint)], options.apart)
@@ -180,7 +177,7 @@ def localize(
         key=key,
         asked_architecture=options.told,
         asked_names=options.names,
-        asked_reference=None if reference is None else os.fspath(reference),
+        options=options.asked,
     )
 
 

@@ -192,6 +192,7 @@ class Judge:
                 date=self.date,
                 limits=options.limits,
                 budget=options.budget,
+                options=options.asked,
                 key=options.key,
                 asked_names=options.names,
                 own_images=_text(options.images),

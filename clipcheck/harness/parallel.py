@@ -149,6 +149,7 @@ def _unjudged(job: _Job, problem: str, remedy: str) -> Result:
         str(job.options.devices[0] or "default"),
         seed=job.options.seed,
         limits=job.options.limits,
+        options=job.options.asked,
         error=f"{problem}. {remedy}",
         remedy=remedy,
     )

@@ -110,6 +110,7 @@ class PinnedJudge:
                 date=self.date,
                 limits=replace(options.limits, sigmoid=head.sigmoid),
                 budget=options.budget,
+                options=options.asked,
                 key=options.key,
                 asked_names=options.names,
                 asked_architecture=options.told,

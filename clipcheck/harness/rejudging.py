@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from clipcheck.errors import UsageError
 from clipcheck.gates.budget import RANKINGS, inputs_for
@@ -19,6 +20,9 @@ from clipcheck.harness.options import CheckOptions
 from clipcheck.results.judgement import Judgement, Result
 from clipcheck.results.kept import read_kept
 from clipcheck.results.outputs import Kept
+
+_OF_JUDGING = ("atol", "rtol", "budget", "select", "ignore")
+"""Options of a check that this one states anew."""
 
 
 def rejudge(
@@ -45,16 +49,16 @@ def rejudge(
         UsageError: a limit is invalid, or the check did not run what it needs.
     """
     found = read_kept(Path(folder))
+    given = {"atol": atol, "rtol": rtol, "budget": budget, "select": select, "ignore": ignore}
+    told: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     judgements = []
     for each in found.judgements:
-        limits = each.limits
-        options = CheckOptions(
-            atol=limits.atol if atol is None else atol,
-            rtol=limits.rtol if rtol is None else rtol,
-            budget=budget or each.budget,
-            select=select,
-            ignore=ignore,
-        )
+        kept: dict[str, Any] = {
+            "atol": each.limits.atol,
+            "rtol": each.limits.rtol,
+            "budget": each.budget,
+        }
+        options = CheckOptions(**{**kept, **told})
         judgements.append(each if each.kept is None else _judged(each, each.kept, options))
     return replace(found, judgements=tuple(judgements))
 
@@ -107,12 +111,14 @@ def _judged(judgement: Judgement, kept: Kept, options: CheckOptions) -> Judgemen
             "none of the selected gates can fail with these outputs, so nothing is judged",
             remedy=f"Select one of these: {', '.join(applying)}.",
         )
+    others_asked = {k: v for k, v in judgement.options.items() if k not in _OF_JUDGING}
     again = replace(
         judgement,
         gates=tuple(gates),
         ignored=tuple(name for name in applying if name not in there),
         limits=limits,
         budget=options.budget,
+        options={**others_asked, **options.asked},
         measured=measured(kept.cases, Ruler(kept.cases, trial.ruler_limits, kept.scale)),
     )
     if not again.passed:

@@ -140,6 +140,19 @@ class Choices:
             return self.dtypes
         return ("float32",) if device.startswith("cpu") else ("float32", "float16")
 
+    def gates_of(self, model: str, backend: str, dtype: str) -> list[str]:
+        """Return the gates that judge a checkpoint in a backend and dtype."""
+        options = self.options
+        # The weights of a program are judged by integrity.
+        program = _format_of_program(self.folder / model) is not None
+        applying = gates_for(
+            backend,
+            dtype,
+            reference=options.reference is not None and not program,
+            budget=options.budget is not None,
+        )
+        return [gate for gate in applying if gate in options.gates]
+
     def combinations(self, names: Sequence[str]) -> list[dict[str, str]]:
         """Return every combination of these fixtures' values.
 
@@ -149,23 +162,18 @@ class Choices:
         return [dict(pairs) for pairs in dict.fromkeys(tuple(each.items()) for each in found)]
 
     def _all(self) -> Iterator[Mapping[str, str]]:
-        options = self.options
         for model, device in product(self.models or (NO_MODEL,), self.devices):
             program = _format_of_program(self.folder / model)
             backends = self.backends or (_default_backend(program),)
-            # The weights of a program are judged by integrity.
-            reference = options.reference is not None and program is None
-            given = {"reference": reference, "budget": options.budget is not None}
             for backend, dtype in product(backends, self.dtypes_on(device)):
-                for gate in gates_for(backend, dtype, **given):
-                    if gate in self.options.gates:
-                        yield {
-                            "clip_gate": gate,
-                            "clip_model": model,
-                            "clip_backend": backend,
-                            "clip_device": device,
-                            "clip_dtype": dtype,
-                        }
+                for gate in self.gates_of(model, backend, dtype):
+                    yield {
+                        "clip_gate": gate,
+                        "clip_model": model,
+                        "clip_backend": backend,
+                        "clip_device": device,
+                        "clip_dtype": dtype,
+                    }
 
     def pairs(self) -> list[tuple[str, str]]:
         """Return each checkpoint with each device, the largest first: one is a worker's task."""

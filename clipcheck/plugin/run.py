@@ -148,7 +148,8 @@ class Run:
             apart = common.isolation or "none"
             common = replace(common, key=None, architecture=None, reference=None, isolation=apart)
         needed = self._needs.get(case)
-        if needed is not None:
+        applying = self._choices.gates_of(case.model, case.backend, case.dtype)
+        if needed is not None and not needed.issuperset(applying):
             gates = [gate for gate in common.gates if gate in needed]
             common = replace(common, select=gates, ignore=None)
         return replace(common, backend=case.backend, device=case.device, dtype=case.dtype)

@@ -8,7 +8,8 @@ from clipcheck.gates.localisation import Place
 from clipcheck.harness.localising import Localised
 from clipcheck.report.cells import command, visible, wrapped
 from clipcheck.report.places import TOWERS, measured, named
-from clipcheck.report.text import BAD, GOOD, KEPT, given_options
+from clipcheck.report.repeat import repeat
+from clipcheck.report.text import BAD, GOOD, KEPT
 from clipcheck.results.document import to_json
 from clipcheck.system.figures import duration
 
@@ -27,12 +28,8 @@ def report(localised: Localised) -> Text:
     steps: list[str] = []
     if not localised.passed:
         next_ = "Next: "
-        path = localised.path or localised.checkpoint
-        given = localised.asked_reference
-        options = [*(["--reference", given] if given else []), *given_options(localised)]
-        again = ["clipcheck", "check", path, *options, "--report", KEPT]
         steps = [
-            *command(again, next_),
+            *command([*repeat(localised), "--report", KEPT], next_),
             *wrapped("judges all outputs, and writes a report.", " " * len(next_)),
         ]
     texts = [Text(line) for line in lines]
@@ -62,7 +59,7 @@ def render_json(localised: Localised) -> str:
         "checkpoint": localised.checkpoint,
         "path": localised.path,
         "sha256": localised.sha256,
-        "reference": localised.asked_reference,
+        "reference": localised.options.get("reference"),
         "device": localised.device,
         "dtype": localised.dtype,
         "seconds": dict(localised.seconds),

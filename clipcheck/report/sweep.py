@@ -9,8 +9,9 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from clipcheck.report.cells import command, shortened, visible, wrapped
+from clipcheck.report.repeat import repeat
 from clipcheck.report.tables import table
-from clipcheck.report.text import BAD, GOOD, KEPT, UNKNOWN, given_options
+from clipcheck.report.text import BAD, GOOD, KEPT, UNKNOWN
 from clipcheck.report.verdict import verdict, worst_first
 from clipcheck.results.document import as_record, result_of, to_json
 from clipcheck.results.judgement import LeftOut, Record, Result
@@ -249,11 +250,7 @@ def _cost_and_next(swept: Swept, found: Result) -> list[str]:
     failed = [each for each in found.judgements if each.error is None and not each.passed]
     if failed:
         worst = worst_first(failed)[0]
-        named = worst.path or worst.checkpoint
-        reference = worst.reference_checkpoint
-        options = ["--reference", reference] if reference else []
-        options += given_options(worst)
-        lines += command(["clipcheck", "check", named, *options, "--report", KEPT], "Next: ")
+        lines += command([*repeat(worst), "--report", KEPT], "Next: ")
         lines += ["      writes a report that shows what fails, and saves the failing input."]
     if left:
         lines += wrapped(

@@ -22,9 +22,10 @@ from clipcheck.inputs.examples import describe, listed
 from clipcheck.report import agreement, alternative, isolation, own, patched, preprocessing
 from clipcheck.report.cells import command, padded, shortened, visible, wrapped
 from clipcheck.report.places import measured, named
+from clipcheck.report.repeat import of_file, repeat
 from clipcheck.report.verdict import verdict, worst_first
 from clipcheck.results import batches
-from clipcheck.results.judgement import Judgement, LeftOut, Result, Subject
+from clipcheck.results.judgement import Judgement, LeftOut, Result
 from clipcheck.system.figures import duration, multiple, percent
 from clipcheck.system.width import width
 
@@ -36,7 +37,7 @@ KEPT = "clip-report"
 _INDENT = "  "
 _LABEL = 21
 _SHOWS = "writes a report that shows what fails"
-_ARCHITECTURE = ("--architecture", "ARCH")
+_ARCH = "ARCH"
 _NAMES = "a released name, open_clip:NAME, or a configuration file"
 _NEXT, _OR = "Next: ", "  or: "
 
@@ -123,24 +124,24 @@ def next_steps(judgement: Judgement, rerun: Sequence[str] = ()) -> list[str]:
     if judgement.pinned is not None:
         steps = _step(
             _NEXT,
-            ["clipcheck", "check", named, *_unpinned(judgement), *given_options(judgement)],
+            repeat(judgement, pinned=None, reference=_checkpoint_of_pin(judgement)),
             "compares it with the checkpoint itself: it finds the smallest failing input, and in "
             "an archive the module that departs first.",
         )
     elif judgement.alternative is not None:
         steps = _step(
             _NEXT,
-            ["clipcheck", "check", named, *_key(judgement), *_ARCHITECTURE],
+            repeat(judgement, architecture=_ARCH),
             f"judges it with the architecture that it was trained with: {_NAMES}.",
         )
     elif _is_quantised(judgement) and judgement.budget is None:
-        reference = judgement.reference_checkpoint
-        compared = [] if reference is None else ["--reference", reference]
-        words = ["clipcheck", "check", named, *compared, *given_options(judgement)]
-        steps = _step(_NEXT, [*words, "--budget", "int8"], "judges it with the limits for int8.")
+        words = repeat(judgement, budget="int8")
+        steps = _step(_NEXT, words, "judges it with the limits for int8.")
     elif "integrity" in failed:
         steps = _step(
-            _NEXT, ["clipcheck", "inspect", named], "shows what the file is, without running it."
+            _NEXT,
+            ["clipcheck", "inspect", named, *of_file(judgement)],
+            "shows what the file is, without running it.",
         )
     elif _is_convertible(judgement) and "weights" not in failed:
         steps = _repair_step(named, judgement)
@@ -152,12 +153,10 @@ def next_steps(judgement: Judgement, rerun: Sequence[str] = ()) -> list[str]:
     return steps
 
 
-def _unpinned(judgement: Judgement) -> list[str]:
-    """Return the option for the checkpoint of a pin, unless the judged file is that one."""
+def _checkpoint_of_pin(judgement: Judgement) -> str | None:
+    """Return the checkpoint of a pin, or None if the judged file is that one."""
     pinned = judgement.pinned
-    if pinned is None or pinned.sha256 == judgement.sha256:
-        return []
-    return ["--reference", pinned.checkpoint]
+    return None if pinned is None or pinned.sha256 == judgement.sha256 else pinned.checkpoint
 
 
 def _is_quantised(judgement: Judgement) -> bool:
@@ -176,7 +175,7 @@ def _repair_step(named: str, judgement: Judgement) -> list[str]:
     nor the check told the architecture."""
     told_elsewhere = judgement.reference_checkpoint is not None and not judgement.asked_architecture
     asks = judgement.assumed or told_elsewhere
-    options = [*given_options(judgement), *(_ARCHITECTURE if asks else ())]
+    options = [*of_file(judgement), *(("--architecture", _ARCH) if asks else ())]
     trained = f" ARCH is the architecture that they were trained with: {_NAMES}."
     what = trained if asks else ""
     return _step(
@@ -184,18 +183,6 @@ def _repair_step(named: str, judgement: Judgement) -> list[str]:
         ["clipcheck", "convert", named, *options, "-o", "fixed.pt"],
         f"writes an archive with the same weights and correct code.{what}",
     )
-
-
-def _key(judgement: Judgement) -> list[str]:
-    return ["--key", judgement.key] if judgement.key else []
-
-
-def given_options(found: Subject) -> list[str]:
-    """Return the options of the check that select the model in the file and its architecture."""
-    options = {"--key": found.key, "--architecture": found.asked_architecture}
-    told = [word for option, value in options.items() if value for word in (option, value)]
-    names = [("--map", f"{name}={meaning}") for name, meaning in found.asked_names.items()]
-    return [*told, *(word for pair in names for word in pair)]
 
 
 def _doubts(judgement: Judgement) -> Iterator[tuple[str, str]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from clipcheck.backends.factories import is_factory
 from clipcheck.backends.known import Known
@@ -116,6 +116,7 @@ class Conditions:
         inputs: digest of all images and prompts; None if none ran.
         run: id of the run, or None.
         date: start of the run, in UTC, ISO 8601.
+        options: those of the check that are not defaults, by name; a command repeats it with them.
         isolation: measures that confined the file's own code; empty if it ran in this process,
             None if none of it ran.
     """
@@ -136,6 +137,7 @@ class Conditions:
     inputs: str | None = None
     run: str | None = None
     date: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
     isolation: tuple[str, ...] | None = None
 
 

@@ -25,7 +25,7 @@ from clipcheck.sweep.catalogue import Entry
 
 COMMANDS: dict[str, Any] = typer.main.get_group(app).commands  # type: ignore[assignment]
 
-OWN_HELP = {("localize", "reference"), ("localize", "backend")}
+OWN_HELP = {("localize", "reference"), ("localize", "backend"), ("pin", "budget")}
 """Options that mean another thing for a command than for a check."""
 
 NOT_OF_A_CHECK = {"audit", "backends", "convert", "demo", "synthesize"}

@@ -74,7 +74,7 @@ def test_a_place_is_beside_its_tower_and_the_next_step_after_the_verdict() -> No
 
 
 def test_the_next_command_reads_what_this_one_read() -> None:
-    found = replace(departing(GELU), key="model", asked_architecture="ViT-B/32")
+    found = replace(departing(GELU), options={"key": "model", "architecture": "ViT-B/32"})
     (line,) = (line for line in lines(found) if line.startswith("Next: "))
     assert line.startswith("Next: clipcheck check /models/model.pt --key model --architecture")
 

@@ -183,7 +183,9 @@ def test_the_next_command_mends_the_code_or_looks_at_the_file() -> None:
 
 
 def test_the_next_command_takes_along_what_was_said_of_the_weights() -> None:
-    told = replace(FAILED, key="model_ema", asked_architecture="gelu.json")
+    told = replace(
+        FAILED, asked_architecture="a", options={"key": "model_ema", "architecture": "gelu.json"}
+    )
     assert (
         "Next: clipcheck convert model.pt --key model_ema --architecture gelu.json -o \\\n"
         "      fixed.pt\n"

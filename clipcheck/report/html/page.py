@@ -6,23 +6,22 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from clipcheck.backends.names import OF_ARCHIVES
 from clipcheck.gates.preprocessing import PreprocessingResult
 from clipcheck.gates.registry import NAMES, find_gate
 from clipcheck.gates.result import GateResult
-from clipcheck.gates.tolerances import LIMITS, Allclose
+from clipcheck.gates.tolerances import LIMITS
 from clipcheck.inputs.examples import Example, Prompt
 from clipcheck.report import agreement, alternative, isolation, own, patched
 from clipcheck.report.html import plots
 from clipcheck.report.html.pictures import Picture, picture, side_for
 from clipcheck.report.html.words import distance_text, figure, ratio, visible
 from clipcheck.report.preprocessing import headline
-from clipcheck.report.text import given_options, next_steps
+from clipcheck.report.repeat import repeat_run
+from clipcheck.report.text import next_steps
 from clipcheck.report.verdict import failure, verdict, worst_first, worst_gate
 from clipcheck.results import batches
 from clipcheck.results.judgement import Judgement, Result
@@ -183,7 +182,7 @@ class _Section:
             [row for gate in judgement.gates for row in _figures(gate)],
             _phases(judgement.seconds),
             [_preprocessing(result) for result in judgement.preprocessing],
-            _command(judgement),
+            shlex.join(repeat_run(judgement)),
         )
 
     @property
@@ -376,28 +375,3 @@ def _preprocessing(result: PreprocessingResult) -> tuple[str, list[tuple[str, st
     known = [(name, f"{each.count}: {each.meaning}") for name, each in result.known.items()]
     unknown = [(f"otherwise, {each.example}", each.unlike.message) for each in result.unknown]
     return headline(result), [*known, *unknown[:_UNKNOWN]]
-
-
-def _command(judgement: Judgement) -> str:
-    """Return the command that repeats the check."""
-    words: list[Any] = ["clipcheck", "check", judgement.path or judgement.checkpoint]
-    of_archives = judgement.backend == OF_ARCHIVES
-    words += [] if of_archives else ["--backend", judgement.backend]
-    words += given_options(judgement)
-    reference = judgement.reference_checkpoint
-    words += [] if reference is None else ["--reference", reference]
-    words += ["--device", judgement.device]
-    words += ["--dtype", judgement.dtype] if judgement.dtype else []
-    if judgement.pinned is not None:  # which has the inputs
-        words += ["--pinned", judgement.pinned.file]
-    else:
-        words += ["--examples", judgement.examples] if judgement.examples else []
-        words += ["--seed", judgement.seed]
-        words += [] if judgement.own_images is None else ["--images", judgement.own_images]
-        words += [] if judgement.own_prompts is None else ["--prompts", judgement.own_prompts]
-    for name in ("atol", "rtol"):
-        value = getattr(judgement.limits, name)
-        words += [f"--{name}", value] if value != getattr(Allclose, name) else []
-    words += ["--budget", judgement.budget] if judgement.budget else []
-    words += [word for gate in judgement.ignored for word in ("--ignore", gate)]
-    return shlex.join(str(word) for word in words)
