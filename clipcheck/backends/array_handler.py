@@ -37,7 +37,7 @@ class ArrayHandler:
         self._opened.append(opened)
         declared = [[each.name, each.shape, each.dtype] for each in opened.declared]
         phrases = {"doubts": list(opened.doubts), "notes": list(opened.notes)}
-        told = {"declared": declared, **phrases, "leaves": False}
+        told = {"declared": declared, **phrases, "restores": False}
         return {**told, "number": len(self._opened) - 1}, ()
 
     def run(self, arrays: Sequence[Array], number: int) -> Answer:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from types import MappingProxyType
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
 
     from clipcheck.backends.opened import Opened
     from clipcheck.backends.runner import Shows
+    from clipcheck.backends.signature import Input
     from clipcheck.backends.source import ProgramFile, Source
     from clipcheck.checkpoints.checkpoint import Checkpoint
     from clipcheck.checkpoints.inspection import Patched
@@ -123,7 +123,7 @@ class Backend(ABC):
         runs_modules: whether it shows what enters and leaves its modules, by `runner`.
         takes_forms: whether `call_in_form` can be called.
         keeps_nan: whether its library's operators give NaN for NaN.
-        takes_weights: whether `in_float` can be called.
+        takes_weights: whether `outputs_in_float` can be called.
         name: in results and reports.
         size: bytes of the artefact that it runs, or None.
         preprocessing: preprocessing and tokenizer with the candidate's own dimensions, or None.
@@ -131,6 +131,8 @@ class Backend(ABC):
         lacks: outputs that its model does not have, such as logits of a single tower.
         rounded: by key, the dtype of a weight that its program stores in fewer bits than it
             computes in.
+        pixels: its input of normalised pixels, as its file declares it; None where it takes
+            colours, or no input is declared.
         seen: rounds pixels to what it takes, as whole numbers; None where it takes them as they
             are.
         kinds: of the inputs of a program, see `clipcheck.backends.signature.INPUTS`.
@@ -147,13 +149,14 @@ class Backend(ABC):
     runs_modules: bool = False
     takes_forms: ClassVar[bool] = False
     keeps_nan: ClassVar[bool] = True
-    takes_weights: ClassVar[bool] = False
+    takes_weights: bool = False
 
     name: str
     size: int | None = None
     preprocessing: Preprocessing | None = None
     patched: Patched | None = None
     lacks: frozenset[str] = frozenset()
+    pixels: Input | None = None
     seen: Callable[[Pixels], Pixels] | None = None
     kinds: frozenset[str] = frozenset()
     rounded: Mapping[str, torch.dtype] = MappingProxyType({})
@@ -266,8 +269,16 @@ class Backend(ABC):
         """
         raise NotImplementedError
 
-    def in_float(self, name: str, weight: torch.Tensor) -> AbstractContextManager[None]:
-        """Have one quantised weight of the program be in float meanwhile.
+    def outputs_in_float(
+        self, name: str, weight: torch.Tensor, batches: Sequence[tuple[Pixels, Tokens]]
+    ) -> list[Named]:
+        """Return for each batch the features that depend on one quantised weight, with this weight
+        in float.
+
+        Args:
+            name: of the weight, as in `Evidence.tensors`.
+            batches: of `batch_sizes`; the same list for all weights, which come in their order in
+                the program: what was computed is used again.
 
         Raises:
             RunError: the program cannot be run so.

@@ -179,6 +179,8 @@ class ProgramHandler:
         self._backend = ""
         self._opened: list[Opened] = []
         self._tapped: dict[int, Tapped] = {}
+        self._given: Tensors = []
+        self._batches: list[list[Array]] = []
 
     def open(
         self, _: Tensors, backend: str, path: str, device: str, options: dict[str, str]
@@ -190,7 +192,7 @@ class ProgramHandler:
         declared = [[each.name, each.shape, each.dtype] for each in opened.declared]
         phrases = {"doubts": list(opened.doubts), "notes": list(opened.notes)}
         told = {"declared": declared, **phrases}
-        told |= {"leaves": opened.leave is not None, "shows": opened.inside is not None}
+        told |= {"restores": opened.restore is not None, "shows": opened.inside is not None}
         told["optimises"] = opened.inside is not None and opened.inside.optimises
         return {**told, "number": len(self._opened) - 1}, ()
 
@@ -244,14 +246,24 @@ class ProgramHandler:
             raise ValueError("the program does not show its inside")
         return inside
 
-    def leave(self, tensors: Tensors, name: str, number: int) -> Answer:
-        """Run a program from now on with that weight in float, which is given; without one, as it
-        is."""
-        leave = self._opened[number].leave
-        if leave is None:
+    def restore(
+        self, tensors: Tensors, name: str, wanted: Sequence[str], number: int, batches: int
+    ) -> Answer:
+        """Return some outputs of a program with one weight in float, the first tensor, for several
+        batches, the others."""
+        restore = self._opened[number].restore
+        if restore is None:
             raise ValueError("the program has no quantised weights")
-        leave(name, tensors[0] if tensors else None)
-        return {}, ()
+        weight, *given = tensors
+        # The same lists again, if they are the same: the program keeps what it computed for them.
+        if len(given) != len(self._given) or not all(map(torch.equal, given, self._given)):
+            self._given = given
+            count = len(given) // batches
+            arrays = [each.numpy() for each in given]
+            self._batches = [arrays[n * count :][:count] for n in range(batches)]
+        found = restore(name, weight, self._batches, wanted)
+        tensors = [torch.from_numpy(each) for outputs in found for each in outputs.values()]
+        return {"names": list(found[0])}, tensors
 
     def weights(self, _: Tensors, number: int) -> Answer:
         """Send each weight of a program."""

@@ -19,7 +19,8 @@ from clipcheck.backends.held import rounded_weights, weights_evidence
 from clipcheck.backends.onnx_reading import read_light
 from clipcheck.backends.opened import Inside, Opened, Reached, Receive, Tapped, open_apart
 from clipcheck.backends.programs import ProgramBackend, key_of
-from clipcheck.backends.quantised import quantised_weights, with_weight_in_float
+from clipcheck.backends.quantised import quantised_weights
+from clipcheck.backends.restored import Restored
 from clipcheck.backends.signature import Declared, Raw
 from clipcheck.backends.source import ProgramFile, Source
 from clipcheck.checkpoints.checkpoint import Format
@@ -162,20 +163,25 @@ class ONNXRuntime(ProgramBackend):
         given = [each.name for each in session.get_inputs()]
         names = [each.name for each in session.get_outputs()]
 
-        running = [session]
-
         def run(arrays: Sequence[Array]) -> Raw:
             feed = dict(zip(given, arrays, strict=True))
-            return list(zip(names, running[0].run(names, feed), strict=True))
+            return list(zip(names, session.run(names, feed), strict=True))
 
-        def leave(name: str, weight: torch.Tensor | None) -> None:
-            running[0] = session
-            if weight is None:
-                return
-            with translating("onnxruntime", "opening the program with a layer in float"):
-                program = with_weight_in_float(_read(path), name, weight.numpy())
-                changed = program.SerializeToString()
-                running[0] = _session(changed, providers, chosen["optimization"], threads())
+        restored: list[Restored] = []
+
+        def restore(
+            name: str,
+            weight: torch.Tensor,
+            batches: Sequence[Sequence[Array]],
+            wanted: Sequence[str],
+        ) -> Sequence[Mapping[str, Array]]:
+            with translating("onnxruntime", "running the program with a layer in float"):
+                if not restored:
+                    level = chosen["optimization"]
+                    restored.append(
+                        Restored(_read(path), lambda p: _session(p, providers, level, threads()))
+                    )
+                return restored[0].run(name, weight.numpy(), batches, wanted)
 
         def weights(receive: Receive) -> None:
             with translating("onnxruntime", "reading the weights"):
@@ -191,7 +197,7 @@ class ONNXRuntime(ProgramBackend):
 
         part = _Parts(path, providers, level, count).run
         inside = Inside(lambda: graph_of(path), tap, part, level != "disable")
-        return Opened(declared, run, weights, doubts, leave, inside=inside)
+        return Opened(declared, run, weights, doubts, restore, inside=inside)
 
 
 def open_program(

@@ -21,9 +21,12 @@ if TYPE_CHECKING:
     import torch
 
 
-Leave = Callable[[str, "torch.Tensor | None"], None]
-"""Called with the name of a quantised weight in the program, and its value in float, or None to
-restore the program's own."""
+Restore = Callable[
+    [str, "torch.Tensor", Sequence[Sequence[Array]], Sequence[str]], Sequence[Mapping[str, Array]]
+]
+"""Called with the name of a quantised weight in the program, its value in float, an array for each
+input for each of several batches, and names of outputs. Returns for each batch those of the outputs
+that depend on the weight."""
 
 
 class Receive(Protocol):
@@ -81,8 +84,7 @@ class Opened:
         run: takes an array for each input, and returns the program's outputs.
         weights: passes on all weights, one after another.
         doubts: reasons why it may not be what its name says.
-        leave: has it run from now on with one quantised weight in float; None where that is not
-            done.
+        restore: runs it with one quantised weight in float; None where that is not done.
         notes: what it tells of how it computes, as phrases for reports.
         inside: shows its inside; None where it is closed.
     """
@@ -91,7 +93,7 @@ class Opened:
     run: Callable[[Sequence[Array]], Raw]
     weights: Callable[[Receive], None]
     doubts: Sequence[str] = ()
-    leave: Leave | None = None
+    restore: Restore | None = None
     notes: Sequence[str] = ()
     inside: Inside | None = None
 
@@ -148,9 +150,23 @@ def open_apart(
 
         sandbox.ask("weights", f"{backend}: reading the weights", answer=answer, number=number)
 
-    def leave(name: str, weight: torch.Tensor | None) -> None:
-        doing = f"{backend}: opening the program with a layer in float"
-        sandbox.ask("leave", doing, [] if weight is None else [weight], name=name, number=number)
+    def restore(
+        name: str,
+        weight: torch.Tensor,
+        batches: Sequence[Sequence[Array]],
+        wanted: Sequence[str],
+    ) -> Sequence[Mapping[str, Array]]:
+        tensors = [weight, *(each for batch in batches for each in _tensors(batch))]
+        doing = f"{backend}: running the program with a layer in float"
+        how: dict[str, Any] = {"name": name, "wanted": list(wanted), "batches": len(batches)}
+        done = sandbox.ask("restore", doing, tensors, number=number, **how)
+        with _telling("a name for each output"):
+            names = _names(done.message["names"])
+            count, found = len(names), [np.asarray(each) for each in done.tensors]
+            return [
+                dict(zip(names, found[n * count : (n + 1) * count], strict=True))
+                for n in range(len(batches))
+            ]
 
     def graph() -> Graph:
         nodes: list[Node] = []
@@ -208,7 +224,7 @@ def open_apart(
         run,
         weights,
         doubts,
-        leave if done.message.get("leaves") else None,
+        restore if done.message.get("restores") else None,
         notes,
         Inside(graph, tap, part, bool(done.message.get("optimises"))) if shows else None,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -19,7 +19,7 @@ from clipcheck.checkpoints.checkpoint import bytes_of
 from clipcheck.errors import RunError
 from clipcheck.families.sizes import Sizes
 from clipcheck.gates.integrity import Evidence
-from clipcheck.gates.result import LOGITS, MEANT, OUTPUTS
+from clipcheck.gates.result import FEATURES, LOGITS, MEANT, OUTPUTS
 
 if TYPE_CHECKING:
     import torch
@@ -87,7 +87,8 @@ class ProgramBackend(Backend):
         self._sizes = sizes
         self._path = path
         self._evidence: Callable[[bool], Evidence] | None = partial(evidence, opened)
-        self._leave = opened.leave
+        self._restore = opened.restore
+        self._restoring: tuple[Sequence[tuple[Pixels, Tokens]], list[list[Array]]] = ((), [])
         self._notes = tuple(opened.notes)
         self._model = model
         self._device = device
@@ -104,6 +105,8 @@ class ProgramBackend(Backend):
         (pixels,) = [each for each in self._inputs if each.kind == "pixels"] or (None,)
         if pixels is not None and pixels.rounds and (pixels.colours or pixels.dtype != dtype):
             self.seen = pixels.seen
+        if pixels is not None and not pixels.colours and not made_here:
+            self.pixels = pixels
 
     def _declared(self) -> tuple[Rows, ...]:
         """The number of images and of texts that it says it takes; nothing for any."""
@@ -242,23 +245,31 @@ class ProgramBackend(Backend):
         """Return the evidence for the gate ``integrity``."""
         return evidence_of_closed() if self._evidence is None else self._evidence(not self.absent)
 
-    @contextmanager
-    def in_float(self, name: str, weight: torch.Tensor) -> Iterator[None]:
-        """Have one quantised weight be in float meanwhile.
+    def outputs_in_float(
+        self, name: str, weight: torch.Tensor, batches: Sequence[tuple[Pixels, Tokens]]
+    ) -> list[Named]:
+        """Return for each batch the features that depend on one quantised weight, with it in float.
 
         Raises:
             RunError: the program cannot be run so.
         """
-        if self._leave is None:
+        if self._restore is None:
             raise RunError(
                 f"{self.name}: the program has no quantised weights",
                 remedy="Give one that has.",
             )
-        self._leave(name, weight.detach().cpu().float())
-        try:
-            yield
-        finally:
-            self._leave(name, None)
+        if self._known is None:
+            self._look()
+        if self._restoring[0] is not batches:
+            given = [[each.value(*batch) for each in self._inputs] for batch in batches]
+            self._restoring = batches, given
+        called = {} if self._known is None else self._known.names
+        wanted = {told: name for name, told in called.items() if name in FEATURES}
+        weight = weight.detach().cpu().float()
+        return [
+            {wanted[told]: array for told, array in found.items()}
+            for found in self._restore(name, weight, self._restoring[1], list(wanted))
+        ]
 
     def close(self) -> None:
         """Release the program."""

@@ -7,7 +7,7 @@ choose.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,15 @@ from clipcheck.inputs.batches import length_of
 INPUTS = {"pixels": "pixels", "tokens": "ids", "mask": "attention mask", "positions": "positions"}
 """The kinds of inputs, each with its name in messages."""
 
-COLOURS = "colours"
-"""Meaning of pixels that are the image's colours, which the program normalises: from 0 to 1, or
-whole numbers to 255 in uint8. Floating-point pixels have this meaning only if the user says so."""
+COLOURS, LEVELS = "colours", "levels"
+"""Meanings of pixels that are the image's colours, which the program normalises: from 0 to 1, or to
+255 as in uint8. Floating-point pixels have these meanings only if the user says so."""
 
-MEANINGS = (*INPUTS, COLOURS, *OUTPUTS)
+MEANINGS = (*INPUTS, COLOURS, LEVELS, *OUTPUTS)
 """All meanings that an input or output may be given by the user."""
+
+_COLOUR_ROUNDING = 0.02
+"""Greatest difference of normalised pixels of one 8-bit colour."""
 
 ASKED = "--map"
 """The option for the meaning of an input or output."""
@@ -99,7 +102,8 @@ class Input:
         sizes: of the model, with its rules for pixels and ids.
         batch: number of rows that it takes; None for any.
         channels_last: whether pixels are [N, R, R, 3].
-        colours: whether pixels are `COLOURS`.
+        colours: whether pixels are `COLOURS` or `LEVELS`.
+        levels: whether they are `LEVELS`, as they are in uint8.
     """
 
     name: str
@@ -109,6 +113,7 @@ class Input:
     batch: int | None = None
     channels_last: bool = False
     colours: bool = False
+    levels: bool = False
 
     @property
     def rounds(self) -> bool:
@@ -119,7 +124,7 @@ class Input:
         """Return the value of this input for these pixels [N, 3, R, R] and ids [M, L]."""
         found: NDArray[Any] = tokens
         if self.kind == "pixels":
-            found = self._colours(pixels) if self.colours else pixels
+            found = self.colours_of(pixels) if self.colours else pixels
             found = found.transpose(0, 2, 3, 1) if self.channels_last else found
         elif self.kind == "mask":
             ends = [length_of(self.sizes.texts, row) for row in tokens]
@@ -133,15 +138,28 @@ class Input:
         if not self.colours:
             return pixels.astype(self.dtype).astype(np.float32)
         mean, std = self._rules()
-        most = 255 if self.dtype == "uint8" else 1
-        colours = self._colours(pixels).astype(self.dtype).astype(np.float32) / np.float32(most)
+        found = self.colours_of(pixels).astype(self.dtype).astype(np.float32)
+        colours = found / np.float32(self._most)
         return np.asarray((colours - mean) / std, dtype=np.float32)
 
-    def _colours(self, pixels: Pixels) -> NDArray[Any]:
-        """Return the colours: whole numbers from 0 to 255 for uint8, else numbers from 0 to 1."""
+    def replaced(self, meaning: str) -> Input:
+        """Return the input as if the user had said that its pixels are `COLOURS` or `LEVELS`."""
+        return replace(self, colours=True, levels=meaning == LEVELS)
+
+    def is_seen(self, pixels: Pixels) -> bool:
+        """Whether it sees pixels as they are, but for rounding to colours."""
+        return bool(np.abs(self.seen(pixels) - pixels).max(initial=0) < _COLOUR_ROUNDING)
+
+    def colours_of(self, pixels: Pixels) -> NDArray[Any]:
+        """Return the colours of pixels, float32 [N, 3, R, R]: from 0 to 1, or to 255, whole numbers
+        for uint8."""
         mean, std = self._rules()
-        colours = np.clip(pixels * std + mean, 0, 1)
-        return np.rint(colours * 255) if self.dtype == "uint8" else colours
+        colours = np.clip(pixels * std + mean, 0, 1) * np.float32(self._most)
+        return np.rint(colours) if self.dtype == "uint8" else colours
+
+    @property
+    def _most(self) -> int:
+        return 255 if self.levels or self.dtype == "uint8" else 1
 
     def _rules(self) -> tuple[Array, Array]:
         rules = self.sizes.images
@@ -150,6 +168,7 @@ class Input:
 
     def __str__(self) -> str:
         inside = ", normalised inside" if self.colours else ""
+        inside = f", from 0 to 255{inside}" if self.levels else inside
         return f"{self.name} -> {INPUTS[self.kind]} ({self.dtype}{inside})"
 
 
@@ -169,7 +188,9 @@ def inputs(
         CheckpointError: the program has no input for pixels or ids.
         ArchitectureError: an input's shape does not fit the architecture.
     """
-    told = {name: kind for name, kind in (names or {}).items() if kind in (*INPUTS, COLOURS)}
+    told = {
+        name: kind for name, kind in (names or {}).items() if kind in (*INPUTS, COLOURS, LEVELS)
+    }
     _require_there(told, [each.name for each in declared], "input", path)
     found = tuple(_input(each, told.get(each.name), sizes, path) for each in declared)
     kinds = [each.kind for each in found]
@@ -211,7 +232,7 @@ def _people(meaning: str) -> str:
 
 def _input(declared: Declared, told: str | None, sizes: Sizes, path: Path) -> Input:
     named = _NAMES.get(declared.name.lower())
-    colours = told == COLOURS
+    colours = told in (COLOURS, LEVELS)
     kind = "pixels" if colours else told or (named if named in INPUTS else None)
     shape = declared.shape
     if kind is None and shape is not None:
@@ -221,7 +242,7 @@ def _input(declared: Declared, told: str | None, sizes: Sizes, path: Path) -> In
     if kind is None:
         raise UsageError(
             f"its input {declared.name!r} is not a known input of a CLIP model",
-            remedy=f"Give its meaning, one of {', '.join((*INPUTS, COLOURS))}: "
+            remedy=f"Give its meaning, one of {', '.join((*INPUTS, COLOURS, LEVELS))}: "
             f"{ASKED} {declared.name}=pixels.",
             path=path,
         )
@@ -232,7 +253,7 @@ def _input(declared: Declared, told: str | None, sizes: Sizes, path: Path) -> In
     batch = None if kind == "positions" and batch == 1 else batch
     dtype = declared.dtype or ("float32" if kind == "pixels" else "int64")
     colours = colours or (kind == "pixels" and dtype == "uint8")
-    return Input(declared.name, kind, dtype, sizes, batch, last, colours)
+    return Input(declared.name, kind, dtype, sizes, batch, last, colours, told == LEVELS)
 
 
 def _require_shape(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from clipcheck.backends.base import Backend
 from clipcheck.backends.calling import Array, Named, Pixels, Rows, Tokens
@@ -14,6 +15,9 @@ from clipcheck.checkpoints.towers import TOWERS
 from clipcheck.errors import UsageError
 from clipcheck.gates.integrity import Evidence
 from clipcheck.gates.result import ENCODERS, FEATURES, LOGITS
+
+if TYPE_CHECKING:
+    import torch
 
 Logits = Callable[[Array, Array], tuple[Array, Array]]
 
@@ -42,9 +46,11 @@ class Towers(Backend):
         self.name = parts[0].name
         self.size = sum(part.size or 0 for part in parts)
         self.seen = parts[0].seen
+        self.pixels = parts[0].pixels
         self.rounded = {key: kind for part in parts for key, kind in part.rounded.items()}
         self._parts = dict(zip(ENCODERS, parts, strict=True))
         self._logits = logits
+        self.takes_weights = all(part.takes_weights for part in parts)
         self.runs_modules = all(part.runs_modules for part in parts)
 
     @cached_property
@@ -74,6 +80,17 @@ class Towers(Backend):
             zip(FEATURES, (self.encode_image(pixels), self.encode_text(tokens)), strict=True)
         )
         return {**features, **dict(zip(LOGITS, self._logits(*features.values()), strict=True))}
+
+    def outputs_in_float(
+        self, name: str, weight: torch.Tensor, batches: Sequence[tuple[Pixels, Tokens]]
+    ) -> list[Named]:
+        """Return for each batch the features that depend on one quantised weight, with it in float.
+
+        Raises:
+            RunError: its program cannot be run so.
+        """
+        method, _, own = name.partition(":")
+        return self._parts[method].outputs_in_float(own, weight, batches)
 
     @property
     def normalised(self) -> frozenset[str]:
@@ -106,7 +123,11 @@ class Towers(Backend):
             doubts,
             differing,
             quantised={key: how for each in found for key, how in each.quantised.items()},
-            tensors={key: name for each in found for key, name in each.tensors.items()},
+            tensors={
+                key: f"{method}:{name}"  # both programs may use a name
+                for method, each in zip(self._parts, found, strict=True)
+                for key, name in each.tensors.items()
+            },
             levels={key: count for each in found for key, count in each.levels.items()},
             rounded={key: dtype for each in found for key, dtype in each.rounded.items()},
         )

@@ -45,6 +45,7 @@ from clipcheck.gates.registry import gate_named, gates_in
 from clipcheck.gates.result import LOGITS, OUTPUTS, GateResult
 from clipcheck.gates.tolerances import LIMITS
 from clipcheck.gates.weights import weights as weights_gate
+from clipcheck.harness.colours import told_colours
 from clipcheck.harness.declarations import DYNAMIC_BATCH, Device
 from clipcheck.harness.explaining import find_alternative
 from clipcheck.harness.judging import (
@@ -372,6 +373,9 @@ class Judge:
                     own_pictures=verdict.own.pictures,
                     inputs=verdict.own.digest_with(str(draft.judgement.inputs)),
                 )
+            if not draft.judgement.passed:
+                told = told_colours(candidate, trial, verdict.run.cases)
+                draft.add(mapping=(*draft.judgement.mapping, *told))
             # Every input departs of what is lossy: the smallest tells nothing.
             if trial.budget is not None:
                 draft.add(**_layers(trial, bench, candidate, verdict, watch))
@@ -719,7 +723,7 @@ def _layers(
     if not candidate.takes_weights or not trial.population:
         return {}
     weights = bench.source.model.state_dict()
-    # Of a large model a session for each layer takes long enough.
+    # Of a large model eight images and prompts take long enough.
     checkpoint = bench.files.checkpoint
     effort = effort_for(inputs_of(checkpoint.model), checkpoint.parameters)
     batches = 4 if effort is FULL else 1

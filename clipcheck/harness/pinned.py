@@ -43,6 +43,7 @@ from clipcheck.gates.registry import gates_in
 from clipcheck.gates.result import LOGITS, OUTPUTS
 from clipcheck.gates.tolerances import LIMITS, Budget
 from clipcheck.gates.weights import Stored
+from clipcheck.harness.colours import told_colours
 from clipcheck.harness.declarations import DYNAMIC_BATCH, Device
 from clipcheck.harness.judging import (
     Lengths,
@@ -229,6 +230,9 @@ class PinnedJudge:
                 "none of the selected gates can fail in this run, so nothing is judged",
                 remedy=f"Select one of these: {', '.join(applying)}.",
             )
+        told: tuple[str, ...] = ()
+        if not all(gate.passed for gate in verdict.gates):
+            told = told_colours(candidate, trial, cases)
         differs = any(gate.name == "top1" and not gate.passed for gate in verdict.gates)
         return {
             "gates": verdict.gates,
@@ -237,7 +241,7 @@ class PinnedJudge:
             "measured": measured(cases, Ruler(cases, LIMITS[trial.dtype], trial.scale)),
             "artefact_bytes": candidate.size,
             "absent": tuple(name for name in OUTPUTS if name in candidate.absent),
-            "mapping": candidate.mapping,
+            "mapping": (*candidate.mapping, *told),
             "batches": candidate.batches,
             "patched": candidate.patched,
             "kept": None if options.keep_outputs is None else kept_of(trial, verdict),

@@ -11,7 +11,7 @@ from onnx import numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 import clipcheck
-from clipcheck.backends import onnxruntime
+from clipcheck.backends import restored
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.gates.result import GateResult
@@ -79,12 +79,12 @@ def test_a_layer_that_does_not_run_in_float_is_reported(
     def fail(*_: object) -> NoReturn:
         raise ValueError("no such operator")
 
-    monkeypatch.setattr(onnxruntime, "with_weight_in_float", fail)
+    monkeypatch.setattr(restored, "with_weight_in_float", fail)
     found = check(program, minute_archive, "cosine=0.9")
     assert only(found).passed
     assert only(found).layers == ()
     problem = str(only(found).layers_problem)
-    assert "opening the program with a layer in float failed (no such operator)" in problem
+    assert "running the program with a layer in float failed (no such operator)" in problem
     assert f"not measured {problem}" in " ".join(render(found).split())
 
 

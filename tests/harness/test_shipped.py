@@ -108,6 +108,25 @@ def test_what_a_program_does_not_give_is_not_judged(
     assert {gate.name for gate in found.gates} == judging
 
 
+@pytest.mark.parametrize(("meaning", "most"), [("colours", "1"), ("levels", "255")])
+def test_other_pixels_are_suggested_and_never_assumed(
+    meaning: str, most: str, model: eager.CLIP, reference: Path, tmp_path: Path
+) -> None:
+    module = {"colours": layouts.Colours, "levels": layouts.Pictures}[meaning]
+    path = tmp_path / "model.onnx"
+    onnx_file(module(model), path, ["image"], ["image_features"])
+    found = one(path, reference)
+    assert "fidelity" in failed(found)
+    assert found.mapping[-1] == (
+        f"its image features agree when it is given colours from 0 to {most}: "
+        f"if so, add --map image={meaning}"
+    )
+    assert one(path, reference, map=f"image={meaning}").passed
+    # Another fault is not explained so.
+    onnx_file(Unprojected(model), path, ["image"], ["image_features"])
+    assert not any("--map" in line for line in one(path, reference).mapping)
+
+
 class Halved(Images):
     """Divides by half of the norm."""
 
