@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from clipcheck._version import __version__
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.plugin.choices import gates_for
 from clipcheck.system import workers
@@ -38,7 +39,9 @@ PRETENDS = """
         names = ("integrity", "allclose", "fidelity", "modules", "top1", "repeatability")
         bad = "allclose" if case.model == "bad.pt" else ""
         gates = tuple(GateResult(name, name != bad, f"so it is with {name}") for name in names)
-        judgement = Judgement(case.model, case.device, dtype=case.dtype, gates=gates)
+        judgement = Judgement(
+            case.model, case.device, dtype=case.dtype, gates=gates, run="0badf00d"
+        )
         judgement = replace(judgement, seconds={"load": 0, "run": 0})
         return run.Finding(case, judgement, "the file given")
 
@@ -173,7 +176,9 @@ def test_a_failure_is_one_block_and_a_line_for_each_gate_whose_id_can_be_pasted_
     here: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CI", "true")  # There pytest cuts no line off.
-    result = here.runpytest_subprocess(*SUITE, *chosen("bad.pt"), "-p", "no:randomly")
+    root = f"--rootdir={here.path.parent}"  # Ids are paths from there, to pytest.
+    options = ("-p", "no:randomly", root, "--junit-xml=xml")
+    result = here.runpytest_subprocess(*SUITE, *chosen("bad.pt"), *options)
     result.assert_outcomes(passed=5, failed=1)
     first = next(at for at, line in enumerate(result.outlines) if "= FAILURES =" in line)
     assert result.outlines[first + 1 :][:3] == [
@@ -181,7 +186,7 @@ def test_a_failure_is_one_block_and_a_line_for_each_gate_whose_id_can_be_pasted_
         "bad.pt, jit on cpu in float32: allclose",
         "so it is with allclose",
     ]
-    assert "= clipcheck =" in result.outlines[first + 4]
+    assert "= clipcheck =" in result.outlines[first + 5]  # after the name of the JUnit file
     assert (
         result.outlines.count(
             "INCONSISTENT: 1 checkpoint differs between JIT and eager. Worst: allclose."
@@ -192,6 +197,11 @@ def test_a_failure_is_one_block_and_a_line_for_each_gate_whose_id_can_be_pasted_
     (line,) = (line for line in result.outlines if line.startswith("FAILED"))
     word, test, dash, reason = line.split(" ", 3)
     assert (word, dash, reason) == ("FAILED", "-", "so it is with allclose")
+    assert test == "clipcheck.suite::test_gate[allclose-bad.pt-jit-cpu-float32]"
+    found = ElementTree.parse(here.path / "xml").getroot().iter("property")
+    told = {each.get("name"): each.get("value") for each in found}
+    assert told["clipcheck"] == __version__
+    assert told["bad.pt, jit on cpu in float32: run"] == "0badf00d"
     again = here.runpytest_subprocess("--pyargs", test, *chosen("bad.pt"))
     again.assert_outcomes(failed=1)
 

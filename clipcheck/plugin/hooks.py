@@ -91,6 +91,8 @@ def _dist(config: pytest.Config) -> str | None:
 def pytest_configure(config: pytest.Config) -> None:
     """Register the marker, and raise for invalid options and for the suite without a checkpoint."""
     config.addinivalue_line("markers", "clipcheck: judges a CLIP checkpoint, or runs one")
+    if in_use(config):
+        _keep_ids_of_suite(config)
     if not hasattr(config, "workerinput") and in_use(config):
         from clipcheck.plugin.choices import GIVE_A_MODEL, require_available_choices
 
@@ -99,6 +101,18 @@ def pytest_configure(config: pytest.Config) -> None:
             raise pytest.UsageError(GIVE_A_MODEL)
         with _usage_errors():
             require_available_choices(choices, config.invocation_params.dir)
+
+
+def _keep_ids_of_suite(config: pytest.Config) -> None:
+    """Have pytest print the ids of the suite unchanged, so that they can be pasted: it takes their
+    first part for a path, relative to its root, which may be another folder than the current one.
+    """
+    relative = config.cwd_relative_nodeid
+
+    def unchanged(nodeid: Any) -> Any:  # a text before pytest 9.2
+        return nodeid if str(nodeid).partition("::")[0] == SUITE else relative(nodeid)
+
+    config.cwd_relative_nodeid = unchanged  # type: ignore[method-assign]
 
 
 @contextmanager
@@ -341,28 +355,48 @@ def _loaded(run: Run, case: Case) -> Pair:
         pytest.fail(f"{case}: could not be loaded\n{error}", pytrace=False)
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Write the reports for ``--clip-report``, and the job's summary on GitHub Actions."""
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]:
+    """Add the run and the versions to pytest's JUnit XML before it is written, then write the
+    reports for ``--clip-report``, and the job's summary on GitHub Actions."""
     config = session.config
     if hasattr(config, "workerinput"):
-        return
+        return (yield)
     found = _all_findings(config)
+    result = _result(config, found) if found or config.getoption("--clip-report") else None
+    if result is not None:
+        _add_to_junit(config, result)
+    yield
     passed = session.exitstatus == pytest.ExitCode.OK
     if passed and not found and _runs_suite(config) and not config.option.collectonly:
         _note(config, "the suite ran, but no checkpoint was judged")
         session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
-    asked = config.getoption("--clip-report") is not None
-    if not found and not asked:
+    if result is None:
         return
-    from clipcheck.plugin.summary import result_of, write_for_github
-
-    result = result_of(found, _choices(config))
     if found:
+        from clipcheck.plugin.summary import write_for_github
+
         config.stash[_GITHUB] = write_for_github(result)
     folder = _choices(config).report
     if folder is not None:
         _write_reports(session, result, folder)
+
+
+def _result(config: pytest.Config, found: Sequence[Finding]) -> Result:
+    from clipcheck.plugin.summary import result_of
+
+    return result_of(found, _choices(config))
+
+
+def _add_to_junit(config: pytest.Config, result: Result) -> None:
+    """Add properties to the file of ``--junit-xml``. A property of a test is not in its schema, and
+    the fixture for those of the suite does not work with pytest-xdist."""
+    for plugin in config.pluginmanager.get_plugins():
+        if hasattr(plugin, "add_global_property"):
+            from clipcheck.report.junit import properties
+
+            for name, value in properties(result).items():
+                plugin.add_global_property(name, value)
 
 
 def _write_reports(session: pytest.Session, result: Result, folder: Path) -> None:

@@ -19,8 +19,7 @@ def render(result: Result) -> str:
     run. Characters that XML cannot hold become backslash escapes.
     """
     root = Element("testsuites", name="clipcheck")
-    taken = {"configuration": str(result.configuration)} if result.configuration.options else {}
-    common = {**result.environment, **taken}
+    common = _common(result)
     suites = [_suite(judgement, common) for judgement in result.judgements]
     if result.left_out:
         suites.append(_skipped(result.left_out))
@@ -30,6 +29,21 @@ def render(result: Result) -> str:
     root.set("time", _seconds(*result.judgements))
     indent(root)
     return f"<?xml version='1.0' encoding='utf-8'?>\n{tostring(root, encoding='unicode')}\n"
+
+
+def properties(result: Result) -> dict[str, str]:
+    """Return the properties of all judgements for a single suite, as pytest writes it."""
+    each = {
+        f"{judgement.title}: {name}": value
+        for judgement in result.judgements
+        for name, value in _facts(judgement).items()
+    }
+    return {one_line(name): one_line(value) for name, value in {**_common(result), **each}.items()}
+
+
+def _common(result: Result) -> dict[str, str]:
+    taken = {"configuration": str(result.configuration)} if result.configuration.options else {}
+    return {**result.environment, **taken}
 
 
 def _suite(judgement: Judgement, common: Mapping[str, str]) -> Element:
