@@ -87,8 +87,14 @@ class AOTInductor(ProgramBackend):
         )
 
     @classmethod
-    def open_here(cls, path: Path, device: torch.device, options: Mapping[str, str]) -> Opened:  # noqa: ARG003
+    def open_here(
+        cls,
+        path: Path,
+        device: torch.device | str,
+        options: Mapping[str, str],  # noqa: ARG003
+    ) -> Opened:
         """Open a package in this process."""
+        import torch
         from torch.utils import _pytree as pytree
 
         package = _load(path)
@@ -102,7 +108,7 @@ class AOTInductor(ProgramBackend):
             names = [*places[:count], *named]
         declared = [Declared(name, None, "float32" if "pixel" in name else ids) for name in names]
         # Its code would read behind the end of a batch that is smaller than it was compiled for.
-        return _opened(package, declared, device, {"AOTI_RUNTIME_CHECK_INPUTS": "1"})
+        return _opened(package, declared, torch.device(device), {"AOTI_RUNTIME_CHECK_INPUTS": "1"})
 
 
 def _compile(source: Source, path: Path) -> None:

@@ -201,7 +201,9 @@ class Backend(ABC):
         )
 
     @classmethod
-    def open_here(cls, path: Path, device: torch.device, options: Mapping[str, str]) -> Opened:
+    def open_here(
+        cls, path: Path, device: torch.device | str, options: Mapping[str, str]
+    ) -> Opened:
         """Open a program in this process, which may be the sandbox process.
 
         Args:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from clipcheck.backends.base import Backend, Missing, Option, missing
+from clipcheck.backends.base import Missing, Option, missing
 from clipcheck.backends.calling import Array, translating
-from clipcheck.backends.held import weights_evidence
-from clipcheck.backends.opened import Opened, Receive, open_apart
+from clipcheck.backends.opened import Opened, Receive
 from clipcheck.backends.programs import ProgramBackend, flat, key_of
 from clipcheck.backends.signature import Declared, Raw
-from clipcheck.backends.source import ProgramFile, Source
+from clipcheck.backends.source import Source
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.errors import RunError
 
@@ -45,6 +42,9 @@ class ExecuTorch(ProgramBackend):
             "what the eager model is lowered to; a .pte file has its own",
         ),
     }
+    called = "executorch"
+    artefact = "program.pte"
+    folds = True
     distributions = ("executorch",)
     default_for = frozenset({Format.EXECUTORCH})
     runs_programs = frozenset({Format.EXECUTORCH})
@@ -64,39 +64,16 @@ class ExecuTorch(ProgramBackend):
         return None
 
     @classmethod
-    def build(cls, source: Source) -> Backend:
-        """Lower the eager model, or take the program of an earlier run.
-
-        A source that is a program already is opened as it is.
-        """
-        if source.program is not None:
-            return cls.open_program(source.file(source.program))
+    def key(cls, source: Source) -> dict[str, str]:
+        """Return what its programs depend on: the delegate and the most rows as well."""
         delegate = source.options["delegate"]
-
-        def write(path: Path) -> None:
-            with translating("executorch", "lowering"):
-                path.write_bytes(_lowered(source.model, delegate))
-
-        key = {**key_of(source, "executorch"), "delegate": delegate, "rows": str(MOST)}
-        written = source.file(source.artefacts.get("program.pte", key, write))
-        return cls.open_program(replace(written, sandbox=None, made_here=True))
+        return {**key_of(source, "executorch"), "delegate": delegate, "rows": str(MOST)}
 
     @classmethod
-    def open_program(cls, program: ProgramFile) -> Backend:
-        """Open a ``.pte`` file from any source."""
-        path = program.path
-        return cls(
-            "executorch",
-            open_apart("executorch", path, program.device, program.options, program.sandbox)
-            if program.sandbox
-            else cls.open_here(path, program.device, program.options),
-            sizes=program.sizes,
-            path=path,
-            evidence=partial(weights_evidence, program.weights, folds=True),
-            dtype=program.dtype,
-            made_here=program.made_here,
-            names=program.names,
-        )
+    def write(cls, source: Source, path: Path) -> None:
+        """Lower the eager model."""
+        with translating(cls.called, "lowering"):
+            path.write_bytes(_lowered(source.model, source.options["delegate"]))
 
     @classmethod
     def open_here(

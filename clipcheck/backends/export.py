@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipcheck.backends.base import Backend
 from clipcheck.backends.calling import Array, to_numpy, translating
 from clipcheck.backends.graph import Graph, Node
-from clipcheck.backends.held import weights_evidence
 from clipcheck.backends.opened import (
     Inside,
     Opened,
     Reached,
     Receive,
     Tapped,
-    open_apart,
 )
-from clipcheck.backends.programs import ProgramBackend, flat, key_of
+from clipcheck.backends.programs import ProgramBackend, flat
 from clipcheck.backends.signature import Declared, Raw
 from clipcheck.backends.source import ProgramFile, Source
 from clipcheck.checkpoints.checkpoint import Format
@@ -28,68 +25,53 @@ if TYPE_CHECKING:
     import torch
     from torch.export import ExportedProgram
 
-    from clipcheck.families.base import DualEncoder
-    from clipcheck.families.sizes import Sizes
-    from clipcheck.sandbox.process import Sandbox
-
 
 class Export(ProgramBackend):
     """A program of torch.export."""
 
     summary = "a program of any batch sizes, saved and loaded back (torch.export)"
+    called = "export"
+    artefact = "program.pt2"
     default_for = frozenset({Format.PT2})
     runs_modules = True
     runs_programs = frozenset({Format.PT2})
 
     @classmethod
-    def build(cls, source: Source) -> Backend:
-        """Export the eager model, or use a cached program, and load it from its file.
-
-        A source that is a program is opened directly.
-        """
-        if source.program is not None:
-            return cls.open_program(source.file(source.program))
+    def write(cls, source: Source, path: Path) -> None:
+        """Export the eager model."""
         from clipcheck.writers.programs import write_pt2
 
-        def write(path: Path) -> None:
-            with translating("export", "exporting"):
-                write_pt2(source.model, path, source.exported())
-
-        path = source.artefacts.get("program.pt2", key_of(source), write)
-        return cls(
-            "export",
-            cls.open_here(path, source.device, {}),
-            sizes=source.sizes,
-            path=path,
-            evidence=partial(weights_evidence, source.model.state_dict()),
-            made_here=True,
-            model=source.model,
-            device=source.device,
-        )
+        with translating(cls.called, "exporting"):
+            write_pt2(source.model, path, source.exported())
 
     @classmethod
     def open_program(cls, program: ProgramFile) -> Backend:
-        """Open a program from any source: exported, or compiled from one."""
-        from clipcheck.backends.aotinductor import open_package
-        from clipcheck.checkpoints.artefacts import is_compiled
+        """Open a program from any source: exported, or compiled from one.
 
-        path, device, sizes, sandbox = program.path, program.device, program.sizes, program.sandbox
+        torch reads parts of a file of `torch.export.save` with pickle and ``eval``. If they have
+        more than the data of a program, the file is refused before torch reads it. Then only
+        torch's operators run.
+
+        Raises:
+            CheckpointError: it is no such program; the subclass tells why.
+        """
+        from clipcheck.backends.aotinductor import open_package
+        from clipcheck.checkpoints.artefacts import is_compiled, require_inert, require_plain
+
+        path, device = program.path, program.device
         if is_compiled(path):
-            return open_package(path, device, sizes, sandbox, program.names)
-        return open_program(
-            path,
-            device,
-            sizes,
-            program.weights,
-            sandbox,
-            dtype=program.dtype,
-            made_here=program.made_here,
-            names=program.names,
-            model=program.model,
-        )
+            return open_package(path, device, program.sizes, program.sandbox, program.names)
+        require_inert(path)
+        require_plain(path)
+        return super().open_program(program)
 
     @classmethod
-    def open_here(cls, path: Path, device: torch.device, options: Mapping[str, str]) -> Opened:  # noqa: ARG003
+    def open_here(
+        cls,
+        path: Path,
+        device: torch.device | str,
+        options: Mapping[str, str],  # noqa: ARG003
+    ) -> Opened:
         """Open a program in this process."""
         import torch
         from torch.export.passes import move_to_device_pass
@@ -99,6 +81,7 @@ class Export(ProgramBackend):
 
         # Sizes that were asserted of a model of patches, and are in no operation.
         unused = without_record("torch._export.serde.serialize", "did not appear in the graph")
+        device = torch.device(device)
         with translating("export", "loading"), of_any_name(), unused:
             program = torch.export.load(path)
             held = program.state_dict
@@ -220,54 +203,6 @@ def _run_part(
         if node in needed:
             interpreter.env[node] = interpreter.run_node(node)
     return [to_numpy(interpreter.env[nodes[name]]) for name in leaving]
-
-
-def open_program(
-    path: Path,
-    device: torch.device | str,
-    sizes: Sizes,
-    weights: Mapping[str, torch.Tensor] | None,
-    sandbox: Sandbox | None = None,
-    *,
-    dtype: str | None = None,
-    made_here: bool = False,
-    names: Mapping[str, str] | None = None,
-    model: DualEncoder | None = None,
-) -> Backend:
-    """Open a file of `torch.export.save` from any source.
-
-    torch reads parts of such a file with pickle and ``eval``. If they have more than the data of a
-    program, the file is refused before torch reads it. Then only torch's operators run.
-
-    Args:
-        weights: that it should have, by the released keys; None if they are not known.
-        sandbox: sandbox process that runs it; None for this process.
-        names: see `ProgramBackend`.
-        model: see `ProgramBackend`.
-
-    Raises:
-        CheckpointError: it is no such program; the subclass tells why.
-    """
-    import torch
-
-    from clipcheck.checkpoints.artefacts import require_inert, require_plain
-
-    require_inert(path)
-    require_plain(path)
-    return Export(
-        "export",
-        open_apart("export", path, device, {}, sandbox)
-        if sandbox
-        else Export.open_here(path, torch.device(device), {}),
-        sizes=sizes,
-        path=path,
-        evidence=partial(weights_evidence, weights),
-        dtype=dtype,
-        made_here=made_here,
-        names=names,
-        model=model,
-        device=device,
-    )
 
 
 def _declared(program: ExportedProgram) -> list[Declared]:

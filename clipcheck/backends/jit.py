@@ -104,13 +104,18 @@ class Archive(ModuleBackend):
         )
 
     @classmethod
-    def open_here(cls, path: Path, device: torch.device, options: Mapping[str, str]) -> Opened:  # noqa: ARG003
+    def open_here(
+        cls,
+        path: Path,
+        device: torch.device | str,
+        options: Mapping[str, str],  # noqa: ARG003
+    ) -> Opened:
         """Open an archive as a program in this process: what its ``forward`` takes and gives."""
         import torch
 
         from clipcheck.models.torchscript import load_archive
 
-        module = load_archive(path, device)
+        module = load_archive(path, torch.device(device))
         if not hasattr(module, "forward"):
             raise RunError(
                 "jit: the archive has no method forward",

@@ -6,18 +6,18 @@ import ast
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
-from clipcheck.backends.base import Backend, Missing, Option, missing
+from clipcheck.backends.base import Missing, Option, missing
 from clipcheck.backends.calling import Array, translating
 from clipcheck.backends.graph import Graph, Node
-from clipcheck.backends.held import rounded_weights, weights_evidence
+from clipcheck.backends.held import rounded_weights
 from clipcheck.backends.onnx_reading import read_light
-from clipcheck.backends.opened import Inside, Opened, Reached, Receive, Tapped, open_apart
+from clipcheck.backends.opened import Inside, Opened, Reached, Receive, Tapped
 from clipcheck.backends.programs import ProgramBackend, key_of
 from clipcheck.backends.quantised import quantised_weights
 from clipcheck.backends.restored import Restored
@@ -33,9 +33,6 @@ if TYPE_CHECKING:
     import torch
 
     from clipcheck.checkpoints.checkpoint import Checkpoint
-    from clipcheck.families.base import DualEncoder
-    from clipcheck.families.sizes import Sizes
-    from clipcheck.sandbox.process import Sandbox
 
 _LIBRARIES = {"onnxruntime": "1.24", "onnx": "1.17", "onnxscript": "0.7.0"}
 """Required libraries, each with the oldest version that works."""
@@ -75,6 +72,9 @@ class ONNXRuntime(ProgramBackend):
             "device's own",
         ),
     }
+    called = "onnxruntime"
+    artefact = "program.onnx"
+    folds = True
     distributions = ("onnxruntime", "onnx", "onnxscript")
     default_for = frozenset({Format.ONNX})
     runs_modules = True
@@ -107,49 +107,34 @@ class ONNXRuntime(ProgramBackend):
         return too_large_for_onnx(checkpoint, dtype)
 
     @classmethod
-    def build(cls, source: Source) -> Backend:
-        """Export the eager model, or take the program of an earlier run, and open a session on it.
-
-        A source that is a program already is opened as it is.
-        """
-        from clipcheck.writers.programs import write_onnx
-
-        if source.program is not None:
-            return cls.open_program(source.file(source.program))
-        weights, sizes = source.model.state_dict(), source.sizes
-        # Before anything is exported: it takes seconds.
-        _providers(source.options, source.device)
-
-        def write(path: Path) -> None:
-            with translating("onnxruntime", "exporting"):
-                write_onnx(source.model, path, source.exported(checked=False))
-
-        path = source.artefacts.get("program.onnx", key_of(source, "onnx", "onnxscript"), write)
-        return open_program(
-            path,
-            source.device,
-            sizes,
-            weights,
-            source.options,
-            made_here=True,
-            model=source.model,
-        )
+    def key(cls, source: Source) -> dict[str, str]:
+        """Return what its programs depend on."""
+        return key_of(source, "onnx", "onnxscript")
 
     @classmethod
-    def open_program(cls, program: ProgramFile) -> Backend:
-        """Open an ONNX file from any source."""
-        return open_program(
-            program.path,
-            program.device,
-            program.sizes,
-            program.weights,
-            program.options,
-            program.sandbox,
-            dtype=program.dtype,
-            made_here=program.made_here,
-            names=program.names,
-            model=program.model,
-        )
+    def write(cls, source: Source, path: Path) -> None:
+        """Export the eager model to ONNX."""
+        from clipcheck.writers.programs import write_onnx
+
+        # Before anything is exported: it takes seconds.
+        _providers(source.options, source.device)
+        with translating(cls.called, "exporting"):
+            write_onnx(source.model, path, source.exported(checked=False))
+
+    @classmethod
+    def data_of(cls, path: Path) -> Sequence[Path]:
+        """Return the data files of an ONNX program, in its folder or below."""
+        return data_files(path)
+
+    @classmethod
+    def of(cls, program: ProgramFile, opened: Opened) -> Self:
+        """Return the backend that runs an open program, with the dtypes of weights that are stored
+        in half precision."""
+        made = super().of(program, opened)
+        stored = stored_dtypes(program.path) if program.dtype == "float32" else ()
+        if program.weights is not None and {"float16", "bfloat16"}.intersection(stored):
+            made.rounded = rounded_weights(program.weights, opened)
+        return made
 
     @classmethod
     def open_here(
@@ -198,62 +183,6 @@ class ONNXRuntime(ProgramBackend):
         part = _Parts(path, providers, level, count).run
         inside = Inside(lambda: graph_of(path), tap, part, level != "disable")
         return Opened(declared, run, weights, doubts, restore, inside=inside)
-
-
-def open_program(
-    path: Path,
-    device: torch.device | str,
-    sizes: Sizes,
-    weights: Mapping[str, torch.Tensor] | None,
-    options: Mapping[str, str] | None = None,
-    sandbox: Sandbox | None = None,
-    *,
-    dtype: str | None = None,
-    made_here: bool = False,
-    names: Mapping[str, str] | None = None,
-    model: DualEncoder | None = None,
-) -> Backend:
-    """Open an ONNX file from any source.
-
-    An ONNX program is data: only ONNX Runtime's own operators run. Weights may be in other files in
-    its folder or below.
-
-    Args:
-        weights: that it should have, by the released keys; None if they are not known.
-        sandbox: sandbox process that runs it; None for this process.
-        names: see `ProgramBackend`.
-        model: see `ProgramBackend`.
-
-    Raises:
-        UnavailableError: an execution provider is missing.
-        CheckpointError: the program takes other inputs than a CLIP model, or a file that it names
-            is missing.
-        RunError: ONNX Runtime cannot open it.
-    """
-    data = data_files(path)
-    chosen = options or {}
-    opened = (
-        open_apart("onnxruntime", path, device, chosen, sandbox, data)
-        if sandbox
-        else ONNXRuntime.open_here(path, device, chosen)
-    )
-    made = ONNXRuntime(
-        "onnxruntime",
-        opened,
-        sizes=sizes,
-        path=path,
-        evidence=partial(weights_evidence, weights, folds=True),
-        data=data,
-        dtype=dtype,
-        made_here=made_here,
-        names=names,
-        model=model,
-        device=device,
-    )
-    narrow = dtype == "float32" and stored_dtypes(path).intersection(("float16", "bfloat16"))
-    if narrow and weights is not None:
-        made.rounded = rounded_weights(weights, opened)
-    return made
 
 
 def _give_weights(path: Path, receive: Receive) -> None:

@@ -5,20 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from clipcheck.backends.base import Backend, Missing, Option, missing
+from clipcheck.backends.base import Missing, Option, missing
 from clipcheck.backends.calling import Array, translating
-from clipcheck.backends.held import weights_evidence
-from clipcheck.backends.opened import Opened, Receive, open_apart
+from clipcheck.backends.opened import Opened, Receive
 from clipcheck.backends.programs import ProgramBackend, key_of
 from clipcheck.backends.signature import Declared, Raw
-from clipcheck.backends.source import ProgramFile, Source
+from clipcheck.backends.source import Source
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.checkpoints.onnx_data import data_files
 from clipcheck.checkpoints.openvino_data import is_openvino, weights_of
@@ -64,6 +61,9 @@ class OpenVINO(ProgramBackend):
             "that have it",
         ),
     }
+    called = "openvino"
+    artefact = "program.onnx"
+    folds = True
     distributions = ("openvino", "onnx", "onnxscript")
     default_for = frozenset({Format.OPENVINO})
     runs_programs = frozenset({Format.ONNX, Format.OPENVINO})
@@ -89,42 +89,22 @@ class OpenVINO(ProgramBackend):
         return too_large_for_onnx(checkpoint, dtype)
 
     @classmethod
-    def build(cls, source: Source) -> Backend:
-        """Export the eager model to ONNX, or take the program of an earlier run, and compile it.
-
-        A source that is a program already is compiled as it is.
-        """
-        from clipcheck.writers.programs import write_onnx
-
-        if source.program is not None:
-            return cls.open_program(source.file(source.program))
-
-        def write(path: Path) -> None:
-            with translating("openvino", "exporting"):
-                write_onnx(source.model, path)
-
-        key = key_of(source, "onnx", "onnxscript")
-        written = source.file(source.artefacts.get("program.onnx", key, write))
-        return cls.open_program(replace(written, sandbox=None, made_here=True))
+    def key(cls, source: Source) -> dict[str, str]:
+        """Return what its programs depend on."""
+        return key_of(source, "onnx", "onnxscript")
 
     @classmethod
-    def open_program(cls, program: ProgramFile) -> Backend:
-        """Open a file of OpenVINO or ONNX from any source."""
-        path = program.path
-        data = (weights_of(path),) if is_openvino(path) else data_files(path)
-        return cls(
-            "openvino",
-            open_apart("openvino", path, program.device, program.options, program.sandbox, data)
-            if program.sandbox
-            else cls.open_here(path, program.device, program.options),
-            sizes=program.sizes,
-            path=path,
-            evidence=partial(weights_evidence, program.weights, folds=True),
-            data=data,
-            dtype=program.dtype,
-            made_here=program.made_here,
-            names=program.names,
-        )
+    def write(cls, source: Source, path: Path) -> None:
+        """Export the eager model to ONNX."""
+        from clipcheck.writers.programs import write_onnx
+
+        with translating(cls.called, "exporting"):
+            write_onnx(source.model, path)
+
+    @classmethod
+    def data_of(cls, path: Path) -> Sequence[Path]:
+        """Return the data files of a program of OpenVINO or ONNX."""
+        return (weights_of(path),) if is_openvino(path) else data_files(path)
 
     @classmethod
     def open_here(

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from clipcheck.backends import signature
 from clipcheck.backends.base import Backend, evidence_of_closed
 from clipcheck.backends.calling import Array, Named, Pixels, Rows, Tokens, closed, translating
 from clipcheck.backends.dealing import run_in_batches, sizes_to_try
+from clipcheck.backends.held import weights_evidence
 from clipcheck.backends.inside import InsideProgram
-from clipcheck.backends.opened import Opened
+from clipcheck.backends.opened import Opened, open_apart
 from clipcheck.backends.signature import Outputs, Raw, blank
 from clipcheck.checkpoints.checkpoint import bytes_of
 from clipcheck.errors import RunError
@@ -24,7 +26,7 @@ from clipcheck.gates.result import FEATURES, LOGITS, MEANT, OUTPUTS
 if TYPE_CHECKING:
     import torch
 
-    from clipcheck.backends.source import Source
+    from clipcheck.backends.source import ProgramFile, Source
     from clipcheck.families.base import DualEncoder
 
 Run = Callable[[Pixels, Tokens], Raw]
@@ -49,6 +51,9 @@ class ProgramBackend(Backend):
         device: that it runs on.
 
     Attributes:
+        called: name of the backend.
+        artefact: name of the file in the cache.
+        folds: whether its exporter folds constants, so that some weights may be missing.
         least: rows of each input that its code requires if it takes any number of them; fewer are
             filled up.
 
@@ -57,8 +62,68 @@ class ProgramBackend(Backend):
         CheckpointError: it takes other inputs than a CLIP model.
     """
 
+    called: ClassVar[str] = ""
+    artefact: ClassVar[str] = ""
+    folds: ClassVar[bool] = False
     least: ClassVar[int] = 1
     takes_weights = True
+
+    @classmethod
+    def build(cls, source: Source) -> Backend:
+        """Write a program of the eager model, or take that of an earlier run, and open it.
+
+        A source that is a program already is opened as it is.
+        """
+        if source.program is not None:
+            return cls.open_program(source.file(source.program))
+        path = source.artefacts.get(cls.artefact, cls.key(source), partial(cls.write, source))
+        file = replace(source.file(path), dtype=None, sandbox=None, made_here=True)
+        return cls.of(file, cls.open_here(path, source.device, source.options))
+
+    @classmethod
+    def key(cls, source: Source) -> dict[str, str]:
+        """Return everything that a program of `write` depends on, by name."""
+        return key_of(source)
+
+    @classmethod
+    def write(cls, source: Source, path: Path) -> None:
+        """Write a program of the eager model.
+
+        Raises:
+            RunError: its library failed.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def open_program(cls, program: ProgramFile) -> Backend:
+        """Open a program from any source."""
+        path, device, options = program.path, program.device, program.options
+        if program.sandbox is None:
+            return cls.of(program, cls.open_here(path, device, options))
+        data = cls.data_of(path)
+        return cls.of(program, open_apart(cls.called, path, device, options, program.sandbox, data))
+
+    @classmethod
+    def of(cls, program: ProgramFile, opened: Opened) -> Self:
+        """Return the backend that runs an open program."""
+        return cls(
+            cls.called,
+            opened,
+            sizes=program.sizes,
+            path=program.path,
+            evidence=partial(weights_evidence, program.weights, folds=cls.folds),
+            data=cls.data_of(program.path),
+            dtype=program.dtype,
+            made_here=program.made_here,
+            names=program.names,
+            model=program.model,
+            device=program.device,
+        )
+
+    @classmethod
+    def data_of(cls, path: Path) -> Sequence[Path]:  # noqa: ARG003
+        """Return the data files of a program."""
+        return ()
 
     def __init__(
         self,

@@ -32,7 +32,7 @@ class ProgramFile:
     Attributes:
         path: of the file.
         device: to run on.
-        dtype: in which it computes, by name.
+        dtype: in which it computes, by name; None if outputs are taken as they are.
         sizes: of the model.
         weights: that it should have, by the released keys; None if they are not known.
         options: by name, a value for each of the backend's options.
@@ -44,7 +44,7 @@ class ProgramFile:
 
     path: Path
     device: torch.device | str
-    dtype: str
+    dtype: str | None
     sizes: Sizes
     weights: Mapping[str, torch.Tensor] | None
     options: Mapping[str, str]

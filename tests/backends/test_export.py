@@ -13,8 +13,8 @@ import torch
 from clipcheck.backends import programs as built
 from clipcheck.backends.artefacts import Artefacts
 from clipcheck.backends.base import Backend
-from clipcheck.backends.export import Export, open_program
-from clipcheck.backends.source import Source
+from clipcheck.backends.export import Export
+from clipcheck.backends.source import ProgramFile, Source
 from clipcheck.checkpoints.architecture import Activation
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.errors import ArchitectureError, RunError
@@ -59,19 +59,19 @@ def test_all_weights_are_compared(backend: Backend, made: Source) -> None:
 def test_a_weight_with_other_bits_is_named(made: Source, program: Path) -> None:
     weights = dict(made.model.state_dict())
     weights["ln_final.bias"] = weights["ln_final.bias"] + 1
-    found = open_program(program, CPU, made.sizes, weights).evidence()
+    found = Export.open_program(ProgramFile(program, CPU, None, made.sizes, weights, {})).evidence()
     assert found.differing == {"ln_final.bias": "the program has other bits than the file"}
 
 
 def test_a_missing_weight_is_named(made: Source, program: Path) -> None:
     weights = {**made.model.state_dict(), "more": torch.zeros(1)}
-    found = open_program(program, CPU, made.sizes, weights).evidence()
+    found = Export.open_program(ProgramFile(program, CPU, None, made.sizes, weights, {})).evidence()
     assert found.differing == {"more": "the program does not have it"}
 
 
 def test_weights_with_other_names_are_not_compared(made: Source, program: Path) -> None:
     weights = {"theirs": torch.zeros(1)}
-    found = open_program(program, CPU, made.sizes, weights)
+    found = Export.open_program(ProgramFile(program, CPU, None, made.sizes, weights, {}))
     assert found.evidence().weights is None
 
 
@@ -128,7 +128,9 @@ def test_an_error_of_torch_is_translated(
 
 def test_a_program_of_another_architecture_is_refused(program: Path) -> None:
     with pytest.raises(ArchitectureError, match=r"its input 'pixels' has shape \[any, 3, "):
-        open_program(program, CPU, sizes_of(architecture_named("ViT-B/32")), {})
+        Export.open_program(
+            ProgramFile(program, CPU, None, sizes_of(architecture_named("ViT-B/32")), {}, {})
+        )
 
 
 def test_a_program_is_kept_for_an_architecture(minute_archive: Path, tmp_path: Path) -> None:

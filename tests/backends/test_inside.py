@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +16,7 @@ from clipcheck.backends import onnxruntime
 from clipcheck.backends.base import Backend
 from clipcheck.backends.export import Export
 from clipcheck.backends.inside import InsideProgram
-from clipcheck.backends.onnxruntime import ONNXRuntime, open_program
+from clipcheck.backends.onnxruntime import ONNXRuntime
 from clipcheck.backends.source import Source
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.gates.localisation import Place
@@ -53,9 +54,7 @@ def edited(made: Source, path: Path, edit: Edit) -> Backend:
     program = onnx.load(cast(Kept, made.artefacts).path)
     edit(program)
     onnx.save(program, path)
-    return open_program(
-        path, CPU, made.sizes, made.model.state_dict(), made.options, model=made.model
-    )
+    return ONNXRuntime.open_program(replace(made.file(path), dtype=None, made_here=False))
 
 
 def epsilon(scope: str, value: float) -> Edit:

@@ -19,8 +19,8 @@ from clipcheck.backends import sandboxes
 from clipcheck.backends.artefacts import Artefacts
 from clipcheck.backends.base import Backend
 from clipcheck.backends.held import _is_folded, _is_scaled
-from clipcheck.backends.onnxruntime import ONNXRuntime, open_program
-from clipcheck.backends.source import Source
+from clipcheck.backends.onnxruntime import ONNXRuntime
+from clipcheck.backends.source import ProgramFile, Source
 from clipcheck.checkpoints.architecture import ARCHITECTURES
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format, Program
 from clipcheck.checkpoints.onnx_data import computing_dtype
@@ -172,7 +172,9 @@ def test_external_weight_files_are_run_and_compared(
     assert (len(subject.data) > 10) == (lay is a_file_for_each)
     weights = vit.model.state_dict()
     with sandboxes.sandbox_for(subject, CPU, isolation) as sandbox:
-        found = open_program(path, CPU, vit.sizes, weights, sandbox=sandbox)
+        found = ONNXRuntime.open_program(
+            ProgramFile(path, CPU, None, vit.sizes, weights, {}, sandbox)
+        )
         with contextlib.closing(found):
             given = batch(vit.checkpoint.architecture, 2, 3)
             outputs = found.outputs(*given)
@@ -195,7 +197,7 @@ def test_a_program_converted_to_half_is_run_and_compared(
     onnx.save(convert_float_to_float16(program, keep_io_types=keep_io_types), path)
     assert computing_dtype(path) == "float16"
     architecture, weights = vit.checkpoint.architecture, vit.model.state_dict()
-    found = open_program(path, CPU, vit.sizes, weights, dtype="float16")
+    found = ONNXRuntime.open_program(ProgramFile(path, CPU, "float16", vit.sizes, weights, {}))
     with contextlib.closing(found):
         outputs = found.outputs(*batch(architecture, 2, 3))
         assert {array.dtype for array in outputs.values()} == {np.dtype("float16")}
@@ -206,7 +208,9 @@ def test_a_weight_with_other_bits_is_named(vit: Source) -> None:
     ONNXRuntime.build(vit)
     weights = dict(vit.model.state_dict())
     weights["ln_final.bias"] = weights["ln_final.bias"] + 1
-    found = open_program(artefact(vit), CPU, vit.sizes, weights).evidence()
+    found = ONNXRuntime.open_program(
+        ProgramFile(artefact(vit), CPU, None, vit.sizes, weights, {})
+    ).evidence()
     assert found.differing == {"ln_final.bias": "the program has other bits than the file"}
 
 
@@ -214,10 +218,16 @@ def test_an_unidentified_weight_is_not_counted(vit: Source) -> None:
     ONNXRuntime.build(vit)
     weights = dict(vit.model.state_dict())
     path = artefact(vit)
-    before = open_program(path, CPU, vit.sizes, weights).evidence().weights
+    before = (
+        ONNXRuntime.open_program(ProgramFile(path, CPU, None, vit.sizes, weights, {}))
+        .evidence()
+        .weights
+    )
     key = "transformer.resblocks.0.mlp.c_fc.weight"
     weights[key] = weights[key] + 1
-    found = open_program(path, CPU, vit.sizes, weights).evidence()
+    found = ONNXRuntime.open_program(
+        ProgramFile(path, CPU, None, vit.sizes, weights, {})
+    ).evidence()
     assert before is not None
     assert found.weights == before - 1
     assert not found.differing
@@ -282,7 +292,7 @@ def test_an_error_of_onnx_runtime_is_translated(vit: Source, tmp_path: Path) -> 
     program.graph.node[0].op_type = "Nonsense"
     onnx.save(program, path)
     with pytest.raises(RunError, match=r"^onnxruntime: opening the program failed \(.*ONNXRuntime"):
-        open_program(path, CPU, vit.sizes, {})
+        ONNXRuntime.open_program(ProgramFile(path, CPU, None, vit.sizes, {}, {}))
 
 
 def test_an_error_of_the_exporter_is_translated(

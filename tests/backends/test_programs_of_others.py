@@ -11,8 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from clipcheck.backends import aotinductor, export, onnxruntime
+from clipcheck.backends import aotinductor
 from clipcheck.backends.base import Backend
+from clipcheck.backends.export import Export
+from clipcheck.backends.onnxruntime import ONNXRuntime
+from clipcheck.backends.source import ProgramFile
 from clipcheck.checkpoints.architecture import Architecture
 from clipcheck.checkpoints.artefacts import kind_of
 from clipcheck.checkpoints.checkpoint import Format
@@ -34,8 +37,8 @@ def model() -> eager.CLIP:
 @pytest.fixture(scope="module")
 def own(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return an ONNX program as clipcheck writes it, under a name without meaning."""
-    made = source(minute(built, Format.ARCHIVE), built, onnxruntime.ONNXRuntime)
-    onnxruntime.ONNXRuntime.build(made).close()
+    made = source(minute(built, Format.ARCHIVE), built, ONNXRuntime)
+    ONNXRuntime.build(made).close()
     path = tmp_path_factory.mktemp("own") / "program.pt2"
     path.write_bytes(artefact(made).read_bytes())
     return path
@@ -47,8 +50,11 @@ def open_file(
     weights: dict[str, Tensor] | None = None,
     names: dict[str, str] | None = None,
 ) -> Backend:
-    library = onnxruntime if kind_of(path) is Format.ONNX else export
-    return library.open_program(path, CPU, sizes_of(architecture), weights or {}, names=names)
+    backend = ONNXRuntime if kind_of(path) is Format.ONNX else Export
+    sizes = sizes_of(architecture)
+    return backend.open_program(
+        ProgramFile(path, CPU, None, sizes, weights or {}, {}, names=names or {})
+    )
 
 
 class TheirForward(nn.Module):
