@@ -12,10 +12,10 @@ from pathlib import Path
 
 from clipcheck.audit.bench import Bench, Model
 from clipcheck.audit.faults import CLEAN, FAULTS
+from clipcheck.audit.faults.by_backend import BACKEND_FAULTS, CLEAN_BACKENDS
 from clipcheck.audit.faults.by_type import CLEAN_TYPES, TYPE_FAULTS
 from clipcheck.audit.faults.lossy import CLEAN_LOSSY, LOSSY_FAULTS
 from clipcheck.audit.faults.variant import Variant
-from clipcheck.audit.faults.ways import CLEAN_WAYS, WAY_FAULTS
 from clipcheck.audit.findings import Audit, Finding
 from clipcheck.audit.small import SMALL, model_named
 from clipcheck.backends import names, registry
@@ -47,8 +47,8 @@ model, the written archive, and the model loaded from it."""
 CATALOGUE = (
     *FAULTS,
     *CLEAN,
-    *WAY_FAULTS,
-    *CLEAN_WAYS,
+    *BACKEND_FAULTS,
+    *CLEAN_BACKENDS,
     *TYPE_FAULTS,
     *CLEAN_TYPES,
     *LOSSY_FAULTS,

@@ -67,15 +67,15 @@ def test_audit_refuses_what_it_does_not_know(run: Run) -> None:
 
 def test_the_audit_lists_all_names_and_judges_nothing(run: Run) -> None:
     from clipcheck.audit.faults import CLEAN, FAULTS
+    from clipcheck.audit.faults.by_backend import BACKEND_FAULTS, CLEAN_BACKENDS
     from clipcheck.audit.faults.by_type import CLEAN_TYPES, TYPE_FAULTS
     from clipcheck.audit.faults.lossy import CLEAN_LOSSY, LOSSY_FAULTS
-    from clipcheck.audit.faults.ways import CLEAN_WAYS, WAY_FAULTS
 
     done = run("audit", "--list")
     assert (done.code, done.err) == (0, "")
     faults, clean = done.out.split("\n\n")
-    planted = (*FAULTS, *WAY_FAULTS, *TYPE_FAULTS, *LOSSY_FAULTS)
-    sound = (*CLEAN, *CLEAN_WAYS, *CLEAN_TYPES, *CLEAN_LOSSY)
+    planted = (*FAULTS, *BACKEND_FAULTS, *TYPE_FAULTS, *LOSSY_FAULTS)
+    sound = (*CLEAN, *CLEAN_BACKENDS, *CLEAN_TYPES, *CLEAN_LOSSY)
     for part, variants in ((faults, planted), (clean, sound)):
         title, *lines = part.strip().splitlines()
         assert title.startswith(f"{len(variants)} ")

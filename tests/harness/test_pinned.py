@@ -25,20 +25,8 @@ from clipcheck.results.pin import read_pin, write_pin
 from clipcheck.testing import check
 from clipcheck.writers.library import write_folder
 from tests.families.test_transformers import KINDS, architecture_of
-from tests.samples import MINUTE, MINUTE_RESNET, minute_bytes, minute_weights
+from tests.samples import MINUTE_RESNET, minute_bytes
 from tests.thorough import parametrize
-
-
-@pytest.fixture(scope="module")
-def model() -> eager.CLIP:
-    return eager.build(MINUTE, {key: tensor.float() for key, tensor in minute_weights().items()})
-
-
-@pytest.fixture(scope="module")
-def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("reference") / "model.pt"
-    path.write_bytes(minute_bytes(Format.ARCHIVE))
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from benchmarks import layouts
 from benchmarks.layouts import Images, Layout, Texts, broken, example, onnx_file
-from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.checkpoints.opening import open_subject
 from clipcheck.families import eager
 from clipcheck.report import inspection
@@ -27,20 +26,12 @@ from clipcheck.testing import check
 from clipcheck.writers.library import write_folder
 from tests.families.conformance import built
 from tests.families.test_transformers import architecture_of
-from tests.samples import MINUTE, minute_bytes, minute_weights
 from tests.thorough import parametrize
 
 
 @pytest.fixture(scope="module")
-def model() -> eager.CLIP:
-    return eager.build(MINUTE, {key: tensor.float() for key, tensor in minute_weights().items()})
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("reference") / "model.pt"
-    path.write_bytes(minute_bytes(Format.ARCHIVE))
-    return path
+def reference(archive: Path) -> Path:
+    return archive
 
 
 @pytest.fixture(scope="module")

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clipcheck.audit.faults.by_backend import graphs
+from clipcheck.audit.faults.by_backend.planting import in_lossy_graph, nothing
 from clipcheck.audit.faults.variant import CLEAN_FAMILY, PlantSource, Variant
-from clipcheck.audit.faults.ways import graphs
-from clipcheck.audit.faults.ways.planting import in_lossy_graph, nothing
 from clipcheck.checkpoints.architecture import ResNet, ViT
 from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.inputs.batches import Inputs, population

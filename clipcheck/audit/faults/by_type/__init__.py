@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clipcheck.audit.faults.by_backend.planting import in_model
 from clipcheck.audit.faults.by_type import altering, pooling
 from clipcheck.audit.faults.planting import Alter, before, by_input, instead
 from clipcheck.audit.faults.selecting import (
@@ -29,7 +30,6 @@ from clipcheck.audit.faults.selecting import (
 )
 from clipcheck.audit.faults.steps import batch_norm_by_scale, layer_norm_by_hand
 from clipcheck.audit.faults.variant import CLEAN_FAMILY, Variant
-from clipcheck.audit.faults.ways.planting import in_model
 from clipcheck.audit.faults.where import Where
 from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.families.base import DualEncoder

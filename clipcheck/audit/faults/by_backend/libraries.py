@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from clipcheck.audit.faults.ways.planting import Swap, Weights
+from clipcheck.audit.faults.by_backend.planting import Swap, Weights
 
 Config = dict[str, Any]
 

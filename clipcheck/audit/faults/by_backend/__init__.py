@@ -15,9 +15,8 @@ from functools import partial
 from torch import nn
 
 from clipcheck.audit.faults import Plant, fault_named
-from clipcheck.audit.faults.variant import CLEAN_FAMILY, PlantSource, Variant
-from clipcheck.audit.faults.ways import graphs, libraries, models
-from clipcheck.audit.faults.ways.planting import (
+from clipcheck.audit.faults.by_backend import graphs, libraries, models
+from clipcheck.audit.faults.by_backend.planting import (
     in_config,
     in_graph,
     in_library,
@@ -27,12 +26,13 @@ from clipcheck.audit.faults.ways.planting import (
     nothing,
     with_options,
 )
-from clipcheck.audit.faults.ways.programs import (
+from clipcheck.audit.faults.by_backend.programs import (
     of_archive,
     write_of_fixed_rows,
     write_rounded,
     write_unfolded,
 )
+from clipcheck.audit.faults.variant import CLEAN_FAMILY, PlantSource, Variant
 from clipcheck.checkpoints.architecture import ResNet, ViT
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.checkpoints.library import LibraryArchitecture
@@ -93,7 +93,7 @@ _EXPORTS = ("trace", "script", "export")
 _GRAPHS = ("onnxruntime", "openvino")
 _COMPILERS = ("compile", "aotinductor", "executorch")
 
-WAY_FAULTS: tuple[Variant, ...] = (
+BACKEND_FAULTS: tuple[Variant, ...] = (
     _variant(
         "causal-mask-dropped",
         "attention",
@@ -296,7 +296,7 @@ WAY_FAULTS: tuple[Variant, ...] = (
 
 _clean = partial(_variant, family=CLEAN_FAMILY)
 
-CLEAN_WAYS: tuple[Variant, ...] = (
+CLEAN_BACKENDS: tuple[Variant, ...] = (
     _clean(
         name="as-it-is",
         reason="nothing is planted",

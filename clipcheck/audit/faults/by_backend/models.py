@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from clipcheck.audit.faults.ways.planting import Alter
+from clipcheck.audit.faults.by_backend.planting import Alter
 from clipcheck.families import eager
 
 

@@ -15,7 +15,7 @@ from onnx import helper
 
 from clipcheck.audit.bench import Bench, Model
 from clipcheck.audit.faults import CLEAN, CLEAN_FAMILY, FAMILIES, FAULTS, Variant
-from clipcheck.audit.faults.ways import CLEAN_WAYS, WAY_FAULTS, graphs
+from clipcheck.audit.faults.by_backend import BACKEND_FAULTS, CLEAN_BACKENDS, graphs
 from clipcheck.backends.artefacts import Artefacts
 from clipcheck.backends.names import BACKENDS
 from clipcheck.backends.registry import find
@@ -30,7 +30,7 @@ from tests.models import TINY
 from tests.samples import MINUTE, minute_weights
 from tests.thorough import quick_first
 
-ALL = (*WAY_FAULTS, *CLEAN_WAYS)
+ALL = (*BACKEND_FAULTS, *CLEAN_BACKENDS)
 FAST = ("clip", "open_clip", "transformers", "trace", "script", "export", "onnxruntime", "openvino")
 """The ones where planting takes the least time come first."""
 SLOW = ("compile", "aotinductor", "executorch")
@@ -46,7 +46,7 @@ def benches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Benc
         for name in TINY:
             patch.setitem(ARCHITECTURES, name, smallest(name))
         yield {
-            name: Bench(Model(name, 0, "seeded", "float32"), tmp_path_factory.mktemp("ways"))
+            name: Bench(Model(name, 0, "seeded", "float32"), tmp_path_factory.mktemp("backends"))
             for name in TINY
         }
     torch.set_num_threads(threads)
@@ -80,7 +80,7 @@ def cases(variants: tuple[Variant, ...], *quick: tuple[str, str]) -> Any:
 
 
 @cases(
-    WAY_FAULTS,
+    BACKEND_FAULTS,
     ("transformers", "heads-by-halves"),
     ("trace", "features-normalised"),
 )
@@ -92,7 +92,7 @@ def test_a_fault_is_caught(
     assert max(gate.margin for gate in gates) > 2  # none is near the limit
 
 
-@cases(CLEAN_WAYS, ("transformers", "attention-eager"))
+@cases(CLEAN_BACKENDS, ("transformers", "attention-eager"))
 def test_a_clean_variant_passes(
     benches: dict[str, Bench], backend: str, name: str, variant: Variant, tmp_path: Path
 ) -> None:
@@ -121,13 +121,13 @@ def test_every_reason_is_one_line() -> None:
 
 
 def test_every_family_is_known_and_clean_variants_have_their_own() -> None:
-    assert {variant.family for variant in WAY_FAULTS} <= set(FAMILIES)
-    assert {variant.family for variant in CLEAN_WAYS} == {CLEAN_FAMILY}
+    assert {variant.family for variant in BACKEND_FAULTS} <= set(FAMILIES)
+    assert {variant.family for variant in CLEAN_BACKENDS} == {CLEAN_FAMILY}
 
 
 def test_every_backend_except_jit_and_eager_has_several_faults() -> None:
-    faults = Counter(backend for variant in WAY_FAULTS for backend in variant.plants)
-    clean = Counter(backend for variant in CLEAN_WAYS for backend in variant.plants)
+    faults = Counter(backend for variant in BACKEND_FAULTS for backend in variant.plants)
+    clean = Counter(backend for variant in CLEAN_BACKENDS for backend in variant.plants)
     assert faults.keys() == clean.keys() == set(BACKENDS) - {"jit", "eager"}
     assert min(faults[backend] for backend in FAST) >= 5
     assert all(2 <= faults[backend] <= 3 for backend in SLOW)
