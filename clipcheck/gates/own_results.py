@@ -1,4 +1,4 @@
-"""What the gates found on the user's own data, apart from the other inputs."""
+"""Results of the gates on the user's own data, apart from the other inputs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from clipcheck.gates.result import Figures, GateResult
 
 @dataclass(frozen=True)
 class Addition:
-    """What the user's data add to the result of a gate.
+    """Part of a gate's result that comes from the user's data.
 
     Attributes:
         told: a phrase, or an empty string.
