@@ -113,10 +113,12 @@ def by_limit(faults: list[Entry], clean: list[Entry]) -> list[str]:
         beyond = [ratio for ratio in ratios(faults, name) if ratio > allowed]
         foremost = [e["greatest"][name] for e in faults if limit_exceeded_most(e, limits) == name]
         weakest = f"{min(foremost):,.0f}" if foremost else "none"
-        lines.append(
-            f"| {name} | {allowed:g} | {statistics.median(harmless):.2f} | {max(harmless):.2f} | "
-            f"{len(beyond)} | {weakest} |"
+        usual, most = (
+            (f"{each(harmless):.2f}" for each in (statistics.median, max))
+            if harmless
+            else ("none", "none")
         )
+        lines.append(f"| {name} | {allowed:g} | {usual} | {most} | {len(beyond)} | {weakest} |")
     return lines
 
 

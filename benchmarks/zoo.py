@@ -126,10 +126,11 @@ def main() -> None:
     parser.add_argument("--faults", action="store_true", help="plant faults instead")
     parser.add_argument("--small", action="store_true", help="judge small models instead")
     parser.add_argument("--audits", nargs="+", type=Path, metavar="JSON", help="print these audits")
+    parser.add_argument("--name", default="zoo-power", help="of the table of audits")
     add_option(parser)
     arguments = parser.parse_args()
     if arguments.audits:
-        power(arguments.audits, arguments.tables)
+        power(arguments.audits, arguments.name, arguments.tables)
         return
     chosen = [
         name
@@ -386,15 +387,19 @@ def plant(chosen: Sequence[str], tables: Path | None) -> None:
             row(name, fault, finding.gate or "nothing", f"{finding.margin:,.1f}", classic)
 
 
-def power(audits: Sequence[Path], tables: Path | None) -> None:
-    """Print the results of audits, by model and backend."""
+def power(audits: Sequence[Path], name: str, tables: Path | None) -> None:
+    """Print the results of audits, by model and backend.
+
+    Args:
+        name: of the table.
+    """
     from benchmarks.calibration import by_limit, margin
 
     read = [json.loads(path.read_text()) for path in audits]
     faults = [entry for each in read for entry in each["faults"]]
     clean = [entry for each in read for entry in each["clean"]]
     columns = ["model", "backend", "seeds", "caught", "classic", "weakest", "passed", "most"]
-    with table("zoo-power", columns, tables) as row:
+    with table(name, columns, tables) as row:
         for model, backend in dict.fromkeys((e["architecture"], e["backend"]) for e in faults):
             planted, others = (
                 [e for e in entries if (e["architecture"], e["backend"]) == (model, backend)]

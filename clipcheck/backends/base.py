@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from clipcheck.backends.opened import Opened
+    from clipcheck.backends.optimiser import Optimiser, Setting
     from clipcheck.backends.runner import Shows
     from clipcheck.backends.signature import Input
     from clipcheck.backends.source import ProgramFile, Source
@@ -215,6 +216,16 @@ class Backend(ABC):
         raise NotImplementedError
 
     # ---------------------------------------------------------------- one that runs
+
+    @property
+    def optimisers(self) -> Sequence[Optimiser]:
+        """Return the optimisers that can be controlled, of each program that it runs. What they
+        rewrote takes pixels and ids."""
+        return ()
+
+    def line_for(self, setting: Setting) -> str:
+        """Return the line of a user's Python code that gives its optimiser a setting."""
+        raise NotImplementedError
 
     @property
     def runner(self) -> Shows:

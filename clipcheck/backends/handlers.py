@@ -6,7 +6,7 @@ values of a request, and returns the values and tensors of the answer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from clipcheck.backends.archives import Inside
 from clipcheck.backends.calling import Array, translating
 from clipcheck.backends.opened import Inside as Shown
 from clipcheck.backends.opened import Opened, Tapped
+from clipcheck.backends.optimiser import Optimiser, Setting
 from clipcheck.backends.reference import exact_floats
 from clipcheck.backends.registry import find
 from clipcheck.backends.signature import Raw
@@ -167,6 +168,10 @@ def _packed_raw(found: Raw) -> Answer:
     ]
 
 
+def _setting(told: Mapping[str, Any]) -> Setting:
+    return Setting(told["level"], tuple(told["without"]))
+
+
 _AT_ONCE = 500
 """Operations in a message: their names take less than its most bytes."""
 
@@ -194,6 +199,7 @@ class ProgramHandler:
         told = {"declared": declared, **phrases}
         told |= {"restores": opened.restore is not None, "shows": opened.inside is not None}
         told["optimises"] = opened.inside is not None and opened.inside.optimises
+        told["levels"] = list(opened.optimiser.levels) if opened.optimiser else []
         return {**told, "number": len(self._opened) - 1}, ()
 
     def run(self, tensors: Tensors, number: int) -> Answer:
@@ -264,6 +270,30 @@ class ProgramHandler:
         found = restore(name, weight, self._batches, wanted)
         tensors = [torch.from_numpy(each) for outputs in found for each in outputs.values()]
         return {"names": list(found[0])}, tensors
+
+    def optimise(self, _: Tensors, setting: Mapping[str, Any] | None, number: int) -> Answer:
+        """Run a program with another setting of its optimiser; for None with its own."""
+        self._optimiser_of(number).use(None if setting is None else _setting(setting))
+        return {}, ()
+
+    def passes(self, _: Tensors, setting: Mapping[str, Any], number: int) -> Answer:
+        """Return the passes that change a program with a setting of its optimiser."""
+        return {"passes": list(self._optimiser_of(number).passes(_setting(setting)))}, ()
+
+    def rewrites(
+        self, tensors: Tensors, before: Mapping[str, Any], after: Mapping[str, Any], number: int
+    ) -> Answer:
+        """Return what another setting of its optimiser replaced in a program."""
+        settings, arrays = (_setting(before), _setting(after)), [each.numpy() for each in tensors]
+        with exact_floats():
+            found = self._optimiser_of(number).rewrites(*settings, arrays)
+        return asdict(found), ()
+
+    def _optimiser_of(self, number: int) -> Optimiser:
+        optimiser = self._opened[number].optimiser
+        if optimiser is None:
+            raise ValueError("the program is not optimised")
+        return optimiser
 
     def weights(self, _: Tensors, number: int) -> Answer:
         """Send each weight of a program."""

@@ -12,8 +12,10 @@ import numpy as np
 
 from clipcheck.backends.calling import Array
 from clipcheck.backends.graph import Graph, Node
+from clipcheck.backends.optimiser import Optimiser, Setting
 from clipcheck.backends.signature import Declared, Raw
 from clipcheck.errors import IsolationError
+from clipcheck.gates.optimised import Rewrite, Rewrites
 from clipcheck.sandbox.process import Sandbox
 from clipcheck.sandbox.wire import Message, Received
 
@@ -87,6 +89,7 @@ class Opened:
         restore: runs it with one quantised weight in float; None where that is not done.
         notes: what it tells of how it computes, as phrases for reports.
         inside: shows its inside; None where it is closed.
+        optimiser: controls its library's optimiser; None where there is none to control.
     """
 
     declared: Sequence[Declared]
@@ -96,6 +99,7 @@ class Opened:
     restore: Restore | None = None
     notes: Sequence[str] = ()
     inside: Inside | None = None
+    optimiser: Optimiser | None = None
 
 
 def open_apart(
@@ -217,7 +221,27 @@ def open_apart(
         )
         return [tensor.numpy() for tensor in found.tensors]
 
+    def use(setting: Setting | None) -> None:
+        doing = f"{backend}: opening the program with other optimisation"
+        sandbox.ask("optimise", doing, setting=_told(setting), number=number)
+
+    def passes(setting: Setting) -> list[str]:
+        doing = f"{backend}: listing the passes of its optimiser"
+        found = sandbox.ask("passes", doing, setting=_told(setting), number=number)
+        return _phrases(found.message.get("passes"))
+
+    def rewrites(before: Setting, after: Setting, arrays: Sequence[Array]) -> Rewrites:
+        doing = f"{backend}: comparing the optimised programs"
+        given = _tensors(arrays)
+        told = sandbox.ask(
+            "rewrites", doing, given, before=_told(before), after=_told(after), number=number
+        ).message
+        with _telling("what its optimiser replaced"):
+            first = None if told["first"] is None else _rewrite(told["first"])
+            return Rewrites(int(told["total"]), first, int(told["alike"]))
+
     shows = done.message.get("shows")
+    levels = _phrases(done.message.get("levels"))
     doubts, notes = (_phrases(done.message.get(name)) for name in ("doubts", "notes"))
     return Opened(
         _declared(done.message.get("declared")),
@@ -227,6 +251,7 @@ def open_apart(
         restore if done.message.get("restores") else None,
         notes,
         Inside(graph, tap, part, bool(done.message.get("optimises"))) if shows else None,
+        Optimiser(levels, use, passes, rewrites) if levels else None,
     )
 
 
@@ -251,6 +276,16 @@ def _telling(what: str) -> Iterator[None]:
 def _node(value: Any) -> Node:
     op, given, made, scope = value
     return Node(str(op), _names(given), _names(made), str(scope))
+
+
+def _told(setting: Setting | None) -> dict[str, object] | None:
+    return None if setting is None else {"level": setting.level, "without": list(setting.without)}
+
+
+def _rewrite(told: Any) -> Rewrite:
+    made, replaced, names = (_names(told[each]) for each in ("made", "replaced", "names"))
+    error = None if told["error"] is None else float(told["error"])
+    return Rewrite(str(told["tensor"]), made, replaced, names, str(told["scope"]), error)
 
 
 def _names(value: Any) -> tuple[str, ...]:

@@ -13,12 +13,15 @@ import numpy as np
 from clipcheck.backends.base import Missing, Option, missing
 from clipcheck.backends.calling import Array, translating
 from clipcheck.backends.opened import Opened, Receive
+from clipcheck.backends.optimiser import Optimiser, Setting
 from clipcheck.backends.programs import ProgramBackend, key_of
 from clipcheck.backends.signature import Declared, Raw
 from clipcheck.backends.source import Source
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.checkpoints.onnx_data import data_files
 from clipcheck.checkpoints.openvino_data import is_openvino, weights_of
+from clipcheck.errors import RunError
+from clipcheck.gates.optimised import Rewrites
 from clipcheck.system.threads import threads
 
 if TYPE_CHECKING:
@@ -44,6 +47,19 @@ _MULTIPLYING = ("FullyConnected", "MatMul", "Convolution", "ScaledDotProductAtte
 
 _NAN = "no image with a NaN was run: OpenVINO's ReLU gives 0 for it"
 """Seen with OpenVINO 2026.4.1: a ResNet gives numbers for such an image."""
+
+_PLAIN, _OPTIMISED = "plain", "optimised"
+"""Levels of optimisation: with all of `_OFF`, and as it was asked for."""
+
+_OFF = {
+    "INFERENCE_PRECISION_HINT": "f32",
+    "SNIPPETS_MODE": "DISABLE",
+    "LP_TRANSFORMS_MODE": "NO",
+    "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
+}
+"""Properties of what OpenVINO can leave out on a CPU, with the values that do: lower precision,
+code that it generates for groups of operations, int8 for quantised programs, and int8 for inputs of
+compressed weights. It cannot leave out its other transformations."""
 
 DEFAULT = "default"
 """The precision that OpenVINO itself chooses."""
@@ -114,8 +130,6 @@ class OpenVINO(ProgramBackend):
         options: Mapping[str, str],
     ) -> Opened:
         """Open a program in this process."""
-        import openvino
-
         wanted = options.get("precision", cls.options["precision"].default)
         settings: dict[str, object] = {
             "PERFORMANCE_HINT": "LATENCY",
@@ -124,23 +138,82 @@ class OpenVINO(ProgramBackend):
         }
         if wanted != DEFAULT:
             settings["INFERENCE_PRECISION_HINT"] = wanted
+        running = _Running(path, settings)
         with translating("openvino", "opening the program"):
-            core = openvino.Core()
-            compiled = core.compile_model(core.read_model(path), "CPU", settings)
-        names = [_name(each) for each in compiled.outputs]
+            running.compile(None)
+        names = [_name(each) for each in running.compiled.outputs]
 
         def run(arrays: Sequence[Array]) -> Raw:
-            found = compiled(list(arrays))
+            found = running.compiled(list(arrays))
             # Copied: the next call writes over them.
             return [(name, found[n].copy()) for n, name in enumerate(names)]
 
         def weights(receive: Receive) -> None:
             with translating("openvino", "reading the weights"):
-                _give_weights(core.read_model(path), receive)
+                _give_weights(running.core.read_model(path), receive)
 
-        note, doubts = _computes(compiled, wanted)
-        declared = [_declared(each) for each in compiled.inputs]
-        return Opened(declared, run, weights, doubts, notes=[note, _NAN])
+        note, doubts = _computes(running.compiled, wanted)
+        declared = [_declared(each) for each in running.compiled.inputs]
+        optimiser = running.optimiser
+        return Opened(declared, run, weights, doubts, notes=[note, _NAN], optimiser=optimiser)
+
+    def line_for(self, setting: Setting) -> str:
+        """Return the line that compiles a program with this setting."""
+        told = ", ".join(f'"{key}": "{value}"' for key, value in _turned_off(setting).items())
+        return f'core.compile_model(model, "CPU", {{{told}}})'
+
+
+def _turned_off(setting: Setting) -> dict[str, str]:
+    """Return the properties of OpenVINO that a setting turns off, with their values."""
+    names = _OFF if setting.level == _PLAIN else setting.without
+    return {name: _OFF[name] for name in names}
+
+
+class _Running:
+    """A program that OpenVINO compiled, and can compile again with other properties.
+
+    Attributes:
+        compiled: the program that runs.
+    """
+
+    def __init__(self, path: Path, properties: Mapping[str, object]) -> None:
+        import openvino
+
+        self._path = path
+        self._properties = properties
+        self._own: Any = None
+        self.core = openvino.Core()
+        self.compiled: Any = None
+
+    def compile(self, setting: Setting | None) -> None:
+        """Compile the program with a setting; take it as it was compiled at first for None."""
+        if setting is None and self._own is not None:
+            self.compiled = self._own
+            return
+        off = {} if setting is None else _turned_off(setting)
+        model = self.core.read_model(self._path)
+        self.compiled = self.core.compile_model(model, "CPU", {**self._properties, **off})
+        if setting is None:
+            self._own = self.compiled
+
+    @property
+    def optimiser(self) -> Optimiser:
+        """Control which of its optimisations OpenVINO applies."""
+
+        def use(setting: Setting | None) -> None:
+            with translating("openvino", "compiling the program with less optimisation"):
+                self.compile(setting)
+
+        def passes(setting: Setting) -> list[str]:
+            return [name for name in _OFF if name not in setting.without]
+
+        def rewrites(*_: object) -> Rewrites:
+            raise RunError(
+                "OpenVINO does not tell which operations it replaced",
+                remedy="Run the program in ONNX Runtime, which does.",
+            )
+
+        return Optimiser((_PLAIN, _OPTIMISED), use, passes, rewrites)
 
 
 def _computes(compiled: Any, wanted: str) -> tuple[str, list[str]]:

@@ -16,11 +16,13 @@ from clipcheck.backends.dealing import run_in_batches, sizes_to_try
 from clipcheck.backends.held import weights_evidence
 from clipcheck.backends.inside import InsideProgram
 from clipcheck.backends.opened import Opened, open_apart
+from clipcheck.backends.optimiser import Optimiser, Setting
 from clipcheck.backends.signature import Outputs, Raw, blank
 from clipcheck.checkpoints.checkpoint import bytes_of
 from clipcheck.errors import RunError
 from clipcheck.families.sizes import Sizes
 from clipcheck.gates.integrity import Evidence
+from clipcheck.gates.optimised import Rewrites
 from clipcheck.gates.result import FEATURES, LOGITS, MEANT, OUTPUTS
 
 if TYPE_CHECKING:
@@ -158,6 +160,7 @@ class ProgramBackend(Backend):
         self._model = model
         self._device = device
         self._inside = opened.inside
+        self._optimiser = opened.optimiser
         self._raw_of = opened.run
         self.runs_modules = opened.inside is not None and model is not None
         self._made_here = made_here
@@ -336,9 +339,28 @@ class ProgramBackend(Backend):
             for found in self._restore(name, weight, self._restoring[1], list(wanted))
         ]
 
+    @property
+    def optimisers(self) -> Sequence[Optimiser]:
+        """Return that of the program, if it has one."""
+        whole = self._optimiser
+        if whole is None:
+            return ()
+
+        def use(setting: Setting | None) -> None:
+            whole.use(setting)
+            # What was found of the program, and why it failed, were of another setting.
+            self._failed = None
+            vars(self).pop("runner", None)
+
+        def rewrites(before: Setting, after: Setting, arrays: Sequence[Array]) -> Rewrites:
+            return whole.rewrites(before, after, self._given(*arrays))
+
+        return (replace(whole, use=use, rewrites=rewrites),)
+
     def close(self) -> None:
         """Release the program."""
         self._run = None
+        self._optimiser = None
         self._evidence = None
         self._inside = None
         del self._raw_of

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from clipcheck.backends.base import Backend
 from clipcheck.backends.calling import Array, Named, Pixels, Rows, Tokens
 from clipcheck.backends.inside import InsideTowers
+from clipcheck.backends.optimiser import Optimiser, Setting
 from clipcheck.backends.signature import INPUTS
 from clipcheck.checkpoints.towers import TOWERS
 from clipcheck.errors import UsageError
@@ -91,6 +92,15 @@ class Towers(Backend):
         """
         method, _, own = name.partition(":")
         return self._parts[method].outputs_in_float(own, weight, batches)
+
+    @property
+    def optimisers(self) -> Sequence[Optimiser]:
+        """Return those of both programs."""
+        return [each for part in self._parts.values() for each in part.optimisers]
+
+    def line_for(self, setting: Setting) -> str:
+        """Return the line for the library that runs both programs."""
+        return self._parts["encode_image"].line_for(setting)
 
     @property
     def normalised(self) -> frozenset[str]:

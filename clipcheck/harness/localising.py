@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from clipcheck.backends.base import Backend
 from clipcheck.backends.calling import Rows
-from clipcheck.backends.loading import build, opened_sides, require_runs
+from clipcheck.backends.loading import OpenSides, build, opened_sides, require_runs
 from clipcheck.backends.names import OF_ARCHIVES
 from clipcheck.backends.registry import Choice, default_for, showing_modules
 from clipcheck.backends.sandboxes import prepare, sandbox_for
@@ -22,10 +22,15 @@ from clipcheck.checkpoints.formats import require_found
 from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.checkpoints.opening import open_pair
 from clipcheck.errors import RunError, UnfitError, UsageError
+from clipcheck.gates.distance import Ruler
 from clipcheck.gates.localisation import Localisation, Tower, tower_of
-from clipcheck.gates.tolerances import LIMITS
+from clipcheck.gates.optimised import Optimised
+from clipcheck.gates.result import Case
+from clipcheck.gates.tolerances import LIMITS, Allclose
 from clipcheck.harness.judging import Stopwatch, inputs_of
+from clipcheck.harness.optimising import Fails, find_optimised, on_batch
 from clipcheck.harness.options import CheckOptions
+from clipcheck.harness.search.probe import Probe
 from clipcheck.inputs.batches import Batch, Inputs, batches, for_modules
 from clipcheck.inputs.counts import EDGE_CASES
 from clipcheck.results.judgement import Conditions, Cost, Subject
@@ -43,14 +48,19 @@ _TOWERS: Mapping[str, Tower] = {"image_features": "image", "text_features": "tex
 
 @dataclass(frozen=True, kw_only=True)
 class Localised(Cost, Conditions, Subject):
-    """Where a checkpoint departs."""
+    """Where a checkpoint departs.
+
+    Attributes:
+        optimised: what of its library's optimiser makes it depart, if it does not without; or None.
+    """
 
     localisation: Localisation
+    optimised: Optimised | None = None
 
     @property
     def passed(self) -> bool:
         """Whether nothing departs."""
-        return not self.localisation.found
+        return not self.localisation.found and self.optimised is None
 
 
 @dataclass(frozen=True)
@@ -164,6 +174,10 @@ def localize(
             found = first_departures(sides.source, watch, shown=shown, seed=seed, sizes=sizes)
             if other is not None and not program:
                 found = found.with_changed_weights(_with_other_weights(sides.source, other))
+            optimised = None
+            if candidate.optimisers:
+                say(f"{name}: running it with less graph optimisation")
+                optimised = _optimised(candidate, sides, found, seed)
     return Localised(
         name,
         str(target),
@@ -174,11 +188,36 @@ def localize(
         reference_checkpoint=None if other is None else str(other.path),
         seconds=dict(watch.seconds),
         localisation=found,
+        optimised=optimised,
         key=key,
         asked_architecture=options.told,
         asked_names=options.names,
         options=options.asked,
     )
+
+
+def _optimised(
+    candidate: Backend, sides: OpenSides, found: Localisation, seed: int
+) -> Optimised | None:
+    """Find what of its library's optimiser makes its outputs depart, or else its modules."""
+    source, reference = sides.source, sides.reference
+    sizes = candidate.batch_sizes
+    batch = for_modules(inputs_of(source.checkpoint.model), seed).of_sizes(*sizes)
+    inputs = [(batch.pixels, batch.tokens)]
+    (own,), (exact,) = reference.outputs(inputs), reference.exact_outputs(inputs)
+    ruler = Ruler([Case(own, own, exact)], LIMITS[source.dtype], reference.scale)
+    probe = Probe(candidate, reference.standing(), ruler, Allclose())
+    fails = on_batch(probe, batch, "those of the `modules` gate")
+    if fails.call():
+        return find_optimised(candidate, fails, batch)
+    if not found.found:
+        return None
+
+    def modules_depart() -> bool:
+        shown, watch = candidate.runner, Stopwatch()
+        return bool(first_departures(source, watch, shown=shown, seed=seed, sizes=sizes).found)
+
+    return find_optimised(candidate, Fails(fails.given, modules_depart), batch)
 
 
 def _only(choices: Sequence[Choice]) -> Choice | None:

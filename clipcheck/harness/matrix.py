@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
@@ -61,6 +61,7 @@ from clipcheck.harness.judging import (
 from clipcheck.harness.layers import costly_layers
 from clipcheck.harness.localising import Suspect, first_departures
 from clipcheck.harness.mismatch import find_mismatch
+from clipcheck.harness.optimising import find_optimised, on_all, on_batch
 from clipcheck.harness.options import CheckOptions
 from clipcheck.harness.own import EagerFeatures, Own
 from clipcheck.harness.search.inputs import Drawn, Wanted, draw
@@ -105,10 +106,11 @@ _PHASES = {
     "search": "{backend}: shrinking the failing input, mostly within a minute",
     "alternative": "{backend}: comparing with other architectures",
     "localisation": "{backend}: looking for the module that departs first",
+    "optimiser": "{backend}: running it with less graph optimisation",
     "layers": "{backend}: running it with each layer in float in turn",
 }
 
-_AFTERWARDS = ("search", "alternative", "localisation", "layers")
+_AFTERWARDS = ("search", "alternative", "localisation", "optimiser", "layers")
 """Phases of a failing candidate, whose time cannot be estimated."""
 
 _log = logging.getLogger(__name__)
@@ -379,6 +381,10 @@ class Judge:
             # Every input departs of what is lossy: the smallest tells nothing.
             if trial.budget is not None:
                 draft.add(**_layers(trial, bench, candidate, verdict, watch))
+                if not draft.judgement.passed:
+                    draft.add(
+                        **self._optimiser(draft.judgement, bench, trial, candidate, ruler, watch)
+                    )
             elif not draft.judgement.passed:
                 self._explain(draft, bench, trial, candidate, verdict, ruler, watch)
         with watch.phase("preprocessing"):
@@ -432,15 +438,53 @@ class Judge:
                 if found is None and verdict.own is not None:
                     found = verdict.own.failing(probe)
                 draft.add(failing=found)
+            draft.add(**self._optimiser(draft.judgement, bench, trial, candidate, ruler, watch))
         with watch.phase("alternative"):
             assumed = draft.judgement.assumed
             normalised = candidate.normalised
-            draft.add(
-                alternative=self._alternative(bench, trial, verdict, ruler, assumed, normalised)
-            )
+            # What only its optimiser changes is no other architecture.
+            if draft.judgement.optimised is None:
+                draft.add(
+                    alternative=self._alternative(bench, trial, verdict, ruler, assumed, normalised)
+                )
         if candidate.runs_modules:
             where = self._localise(draft.judgement, bench, candidate, verdict.intact, watch)
             draft.add(localisation=where.places)
+
+    def _optimiser(
+        self,
+        judged: Judgement,
+        bench: _Bench,
+        trial: Trial,
+        candidate: Backend,
+        ruler: Ruler,
+        watch: Stopwatch,
+    ) -> dict[str, object]:
+        """Find out if its optimiser makes it fail; an error does not change the verdict."""
+        if not candidate.optimisers:
+            return {}
+        example = None
+        if judged.failing is not None:
+            preprocessing = candidate.preprocessing or bench.drawn.preprocessing
+            example = batch(judged.failing.example, preprocessing)
+        standing = bench.reference_for(candidate).standing()
+        probe = Probe(candidate, standing, ruler, bench.limits)
+        failed = [gate.name for gate in judged.gates if not gate.passed]
+        # Only what these gates need: repeated calls show nothing of single modules.
+        calls = () if failed == ["modules"] else trial.calls
+        few = replace(trial, gates=failed, calls=calls)
+        again = partial(judge_candidate, few, candidate, bench.source_for(candidate), bench.limits)
+        fails = (
+            on_all(again, self.options.seed)
+            if example is None
+            else on_batch(probe, example, "the failing input")
+        )
+        with watch.phase("optimiser"):
+            try:
+                return {"optimised": find_optimised(candidate, fails, trial.batches[0])}
+            except ClipcheckError as error:
+                _log.debug("%s: its optimiser was not seen", judged.checkpoint, exc_info=True)
+                return {"optimised_problem": error.problem}
 
     def _alternative(
         self,

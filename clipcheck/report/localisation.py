@@ -7,6 +7,7 @@ from rich.text import Text
 from clipcheck.gates.localisation import Place
 from clipcheck.harness.localising import Localised
 from clipcheck.report.cells import command, visible, wrapped
+from clipcheck.report.optimised import sentences
 from clipcheck.report.places import TOWERS, measured, named
 from clipcheck.report.repeat import repeat
 from clipcheck.report.text import BAD, GOOD, KEPT
@@ -25,6 +26,8 @@ def report(localised: Localised) -> Text:
     ]
     for place in localised.localisation.places:
         lines += _place(place)
+    for sentence in sentences(localised.optimised) if localised.optimised else ():
+        lines += wrapped(sentence, f"  {'optimiser':<13}")
     steps: list[str] = []
     if not localised.passed:
         next_ = "Next: "
@@ -41,6 +44,9 @@ def verdict(localised: Localised) -> Text:
     if localised.passed:
         return Text("NOTHING DEPARTS in the modules that were compared.", GOOD)
     towers = ", ".join(TOWERS[place.tower] for place in localised.localisation.found)
+    if localised.optimised is not None:
+        where = f": {towers}" if towers else ""
+        return Text(f"DEPARTS only when optimised{where}.", BAD)
     return Text(f"DEPARTS: {towers}.", BAD)
 
 
@@ -64,5 +70,6 @@ def render_json(localised: Localised) -> str:
         "dtype": localised.dtype,
         "seconds": dict(localised.seconds),
         "towers": localised.localisation.places,
+        "optimised": localised.optimised,
     }
     return to_json(document)

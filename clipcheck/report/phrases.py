@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterator
 
 from clipcheck.inputs.examples import listed
-from clipcheck.report import agreement, alternative, patched
+from clipcheck.report import agreement, alternative, optimised, patched
 from clipcheck.report.cells import visible
 from clipcheck.report.places import TOWERS, measured, named
 from clipcheck.report.text import known_line, next_steps
@@ -23,10 +23,11 @@ def one_line(text: str) -> str:
 
 
 def evidence(judgement: Judgement) -> Iterator[str]:
-    """Yield where the candidate departs first, the failing input, the agreement with float64, and
-    known failures of the library."""
+    """Yield where the candidate departs first, the part of its optimiser, the failing input, the
+    agreement with float64, and known failures of the library."""
     for place in judgement.departures:
         yield f"departs first in the {TOWERS[place.tower]}: {named(place)} ({measured(place)})"
+    yield from optimised.of_judgement(judgement)
     failing = judgement.failing_example
     if failing is not None:
         what = "smallest input" if failing.shrunk else "a batch"

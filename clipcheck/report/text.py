@@ -19,7 +19,15 @@ from clipcheck.gates.alternative import equals
 from clipcheck.gates.result import GateResult
 from clipcheck.harness.replaying import Replayed
 from clipcheck.inputs.examples import describe, listed
-from clipcheck.report import agreement, alternative, isolation, own, patched, preprocessing
+from clipcheck.report import (
+    agreement,
+    alternative,
+    isolation,
+    optimised,
+    own,
+    patched,
+    preprocessing,
+)
 from clipcheck.report.cells import command, padded, shortened, visible, wrapped
 from clipcheck.report.places import measured, named
 from clipcheck.report.repeat import of_file, repeat
@@ -203,11 +211,15 @@ def doubt_lines(judgement: Judgement) -> list[str]:
 
 
 def departure_lines(judgement: Judgement) -> list[str]:
-    """Return lines that say where each tower departs first; none if that was not found."""
+    """Return lines that say where each tower departs first, and which part its optimiser has; none
+    if that was not found."""
     return [
         line
-        for place in judgement.departures
-        for line in wrapped(f"departs first: {named(place)}: {measured(place)}", _INDENT)
+        for told in (
+            *(f"departs first: {named(p)}: {measured(p)}" for p in judgement.departures),
+            *optimised.of_judgement(judgement),
+        )
+        for line in wrapped(told, _INDENT)
     ]
 
 
@@ -502,6 +514,8 @@ def _block(judgement: Judgement, with_remedy: bool) -> Lines:
     lines += _own(judgement)
     for place in judgement.departures:
         lines += _row("departs first", BAD, "", f"{named(place)}: {measured(place)}")
+    for sentence in optimised.of_judgement(judgement):
+        lines += _row("optimiser", BAD, "", sentence)
     return [*lines, *_known_rows(judgement), *_texts(failing_lines(judgement))]
 
 

@@ -19,6 +19,7 @@ from clipcheck.gates.budget import LayerCost
 from clipcheck.gates.localisation import Place
 from clipcheck.gates.measured import Measured
 from clipcheck.gates.modules import Coverage
+from clipcheck.gates.optimised import Optimised
 from clipcheck.gates.own import OwnFound
 from clipcheck.gates.preprocessing import PreprocessingResult
 from clipcheck.gates.result import GateResult
@@ -155,6 +156,8 @@ class Findings:
         failing_example: the smallest failing input, or None.
         localisation: by tower, where it departs first; None if it passed or was not compared.
         alternative: by tower, the other architecture that the candidate computes, or None.
+        optimised: what of its library's optimiser makes it fail, if it passes without; or None.
+        optimised_problem: why its optimiser could not be looked at, or None.
         patched: constants in an archive's code that were rewritten before it ran; None if no
             archive ran.
         known: known failures of the backend's library that match; they do not change the verdict.
@@ -174,6 +177,8 @@ class Findings:
     failing_example: FailingExample | None = None
     localisation: Sequence[Place] | None = None
     alternative: Mapping[str, Departure] | None = None
+    optimised: Optimised | None = None
+    optimised_problem: str | None = None
     patched: Patched | None = None
     known: tuple[Known, ...] = ()
     layers: tuple[LayerCost, ...] = ()

@@ -60,6 +60,14 @@ def test_the_default_precision_of_a_cpu_is_named(program: Path) -> None:
     assert told in " ".join(render(result).split())
     (fidelity,) = [each for each in judgement.gates if each.name == "fidelity"]
     assert fidelity.margin > 1000
+    told_off = judgement.optimised
+    assert told_off is not None
+    assert (told_off.level, told_off.passes) == ("optimised", ("INFERENCE_PRECISION_HINT",))
+    assert told_off.line == (
+        'core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})'
+    )
+    assert told_off.rewrites is None
+    assert told_off.reason == "OpenVINO does not tell which operations it replaced"
     assert check(program, backend="openvino:precision=bf16", budget="bf16")
 
 

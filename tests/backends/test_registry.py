@@ -85,13 +85,13 @@ def test_options_that_are_not_given_have_their_default() -> None:
         (
             "onnxruntime:optimisation=all",
             "onnxruntime: expected an option, found 'optimisation'",
-            "The nearest name is 'optimization'; all of them: optimization, providers. `clipcheck "
-            "backends` lists all.",
+            "The nearest name is 'optimization'; all of them: optimization, config, providers. "
+            "`clipcheck backends` lists all.",
         ),
         (
             "onnxruntime:optimization=extend",
-            "onnxruntime: expected optimization to be one of disable, basic, extended, all, found "
-            "'extend'",
+            "onnxruntime: expected optimization to be one of disable, basic, extended, layout, "
+            "all, found 'extend'",
             "The nearest name is 'extended'. Leave it out for 'all'. `clipcheck backends` lists",
         ),
         ("onnxruntime:providers", "onnxruntime: expected providers=VALUE, found 'providers'", ""),

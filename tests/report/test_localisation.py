@@ -10,6 +10,7 @@ import pytest
 from rich.cells import cell_len
 
 from clipcheck.gates.localisation import Deviation, Localisation, Place
+from clipcheck.gates.optimised import Optimised
 from clipcheck.harness.localising import Localised
 from clipcheck.report.localisation import render_json, report, verdict
 from clipcheck.report.text import BAD, GOOD
@@ -79,6 +80,19 @@ def test_the_next_command_reads_what_this_one_read() -> None:
     assert line.startswith("Next: clipcheck check /models/model.pt --key model --architecture")
 
 
+def test_what_only_the_optimiser_does_is_beside_the_towers() -> None:
+    told = Optimised("all", "basic", ("a",), "", "set(1)", "a batch", None)
+    assert lines(replace(SOUND, optimised=told))[5:9] == [
+        "  optimiser    only when optimised: it passes at the level basic, and fails from",
+        "               all on; without a it passes there, too (inputs: a batch)",
+        "  optimiser    to leave it out: set( 1)",
+        "DEPARTS only when optimised.",
+    ]
+    assert lines(replace(departing(GELU), optimised=told))[-3] == (
+        "DEPARTS only when optimised: text tower."
+    )
+
+
 def test_the_verdict_names_every_tower_that_departs() -> None:
     found = departing(Place("image", "visual.conv1"), Place("logits", "forward"))
     assert verdict(found).plain == "DEPARTS: image tower, logits."
@@ -143,6 +157,7 @@ def test_the_document_has_all_of_it_and_infinity_as_a_word() -> None:
         "device": "cpu",
         "dtype": "float32",
         "seconds": {"load": 9.0, "localisation": 1.25},
+        "optimised": None,
     }
     assert [tower["module"] for tower in towers] == [None, GELU.module, None]
     assert json.loads(render_json(SOUND))["passed"] is True

@@ -15,7 +15,7 @@ from clipcheck.gates.registry import NAMES, find_gate
 from clipcheck.gates.result import GateResult
 from clipcheck.gates.tolerances import LIMITS
 from clipcheck.inputs.examples import Example, Prompt
-from clipcheck.report import agreement, alternative, isolation, own, patched
+from clipcheck.report import agreement, alternative, isolation, optimised, own, patched
 from clipcheck.report.html import plots
 from clipcheck.report.html.pictures import Picture, picture, side_for
 from clipcheck.report.html.words import distance_text, figure, ratio, visible
@@ -153,6 +153,7 @@ class _Section:
     state: str
     cells: Mapping[str, _Cell]
     drifts: Sequence[plots.Plot]
+    optimiser: Sequence[str]
     layers: Sequence[plots.Plot]
     spreads: Sequence[plots.Plot]
     inputs: Sequence[_Input]
@@ -173,6 +174,7 @@ class _Section:
             _state(judgement),
             {gate.name: _cell(gate) for gate in judgement.gates},
             _drifts(judgement, key),
+            list(optimised.of_judgement(judgement)),
             [plots.layers(judgement.layers, f"{key}-layers")] if judgement.layers else [],
             _spreads(judgement, key),
             _shown_inputs(judgement, side),
