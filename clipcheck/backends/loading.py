@@ -216,13 +216,11 @@ def require_dtype(program: Program, dtype: str) -> None:
         return
     raise UsageError(
         f"expected a program that computes in {dtype}, found {found}",
-        remedy=f"Leave --dtype out, or add --dtype {found}." if found in LIMITS else _judged_in(),
+        remedy=f"Leave --dtype out, or add --dtype {found}."
+        if found in LIMITS
+        else f"Export it in one of the dtypes that can be judged: {', '.join(LIMITS)}.",
         path=program.path,
     )
-
-
-def _judged_in() -> str:
-    return f"Export it in one of the dtypes that can be judged: {', '.join(LIMITS)}."
 
 
 def build(choice: Choice, source: Source) -> Backend:

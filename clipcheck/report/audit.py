@@ -49,7 +49,8 @@ def summary(audit: Audit) -> str:
     caught = sum(finding.caught for finding in faults)
     classic = sum(finding.classic_caught for finding in faults)
     passed = sum(not finding.caught for finding in clean)
-    wrong = sorted({_failure_lines(finding) for finding in audit.findings if not finding.right})
+    failed = (finding for finding in audit.findings if not finding.right)
+    wrong = sorted({f"{each.name} in {each.architecture} ({each.backend})" for each in failed})
     line = (
         f"{'PASSED' if audit.passed else 'FAILED'}: {caught} of {len(faults)} faults caught (the "
         f"classic assertion: {classic}); {passed} of {len(clean)} clean variants passed."
@@ -121,10 +122,6 @@ def _left_out(audit: Audit) -> list[str]:
     """List the backends that were left out, and why."""
     rows = [f"{name}: left out ({reason})" for name, reason in audit.left_out.items()]
     return [*rows, ""] if rows else []
-
-
-def _failure_lines(finding: Finding) -> str:
-    return f"{finding.name} in {finding.architecture} ({finding.backend})"
 
 
 def _grouped(findings: Sequence[Finding]) -> list[list[Finding]]:

@@ -84,7 +84,7 @@ def _environment(difference: Difference) -> Iterator[str]:
 def _block(compared: Compared) -> str:
     """Render the block of a checkpoint; empty if it passes and nothing changed."""
     lines = [
-        *(f"  {_condition(*each)}" for each in compared.conditions),
+        *(f"  {name} changed: {old[:16]} -> {new[:16]}" for name, old, new in compared.conditions),
         *(line for gate in compared.gates for line in _gate(gate)),
     ]
     new = compared.new
@@ -95,10 +95,6 @@ def _block(compared: Compared) -> str:
     if compared.outcome == "passes as before" and not lines:
         return ""
     return "\n".join([f"{compared.outcome}: {one_line(compared.title)}", *lines])
-
-
-def _condition(name: str, old: str, new: str) -> str:
-    return f"{name} changed: {old[:16]} -> {new[:16]}"
 
 
 def _gate(moved: GateChange) -> list[str]:

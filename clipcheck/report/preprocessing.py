@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from clipcheck.gates.preprocessing import Kind, Known, PreprocessingResult, Unknown
+from clipcheck.gates.preprocessing import Kind, PreprocessingResult
 from clipcheck.report.cells import wrapped
 from clipcheck.system.figures import counted
 
@@ -37,7 +37,9 @@ def headline(result: PreprocessingResult) -> str:
     part, *nouns = _PARTS[result.kind]
     number = f"{result.same} of {result.compared} {nouns[result.compared != 1]} the same"
     counts = {"as known": result.differing_as_known, "otherwise": len(result.unknown)}
-    others = [f"{_differ(count)} {how}" for how, count in counts.items() if count]
+    others = [
+        f"{counted(count, 'differs', 'differ')} {how}" for how, count in counts.items() if count
+    ]
     if not result.compared:
         number = f"no {nouns[1]} were compared"
     return f"{part} of {_named(result)}: {'; '.join([number, *others])}"
@@ -47,27 +49,16 @@ def _lines(result: PreprocessingResult, told: set[str]) -> list[str]:
     found = wrapped(headline(result), rest=_INDENT)
     for name, known in result.known.items():
         found += wrapped(f"{name}: {known.count}, such as {known.example}", f"{_INDENT}known: ")
-        found += [] if name in told else _explained(known)
+        if name not in told:
+            found += [*wrapped(known.meaning, _DEEPER), *wrapped(known.link, _DEEPER)]
         told.add(name)
     for unknown in result.unknown[:_SHOWN]:
-        found += _unknown_lines(unknown)
+        found += wrapped(f"{unknown.example}: {unknown.unlike.message}", f"{_INDENT}otherwise: ")
     left = len(result.unknown) - _SHOWN
     return [*found, *([f"{_INDENT}otherwise: {left} more"] if left > 0 else [])]
-
-
-def _explained(known: Known) -> list[str]:
-    return [*wrapped(known.meaning, _DEEPER), *wrapped(known.link, _DEEPER)]
-
-
-def _unknown_lines(unknown: Unknown) -> list[str]:
-    return wrapped(f"{unknown.example}: {unknown.unlike.message}", f"{_INDENT}otherwise: ")
 
 
 def _named(result: PreprocessingResult) -> str:
     """Return the library, its version, and the variant of its preprocessing."""
     way = result.name.partition(" ")[2]
     return f"{result.version} {way}".rstrip()
-
-
-def _differ(count: int) -> str:
-    return counted(count, "differs", "differ")

@@ -53,8 +53,10 @@ def write_transformers(checkpoint: Checkpoint, folder: Path, *, judge: Judge | N
     if isinstance(architecture.vision, ResNet):
         raise no_resnet()
     config = configs.transformers_config(architecture)
+    # In which transformers loads all weights by default.
+    dtype = str(checkpoint.tensors["visual.conv1.weight"].dtype).removeprefix("torch.")
     texts = {
-        TRANSFORMERS_CONFIG: _json({**config, "torch_dtype": _dtype(checkpoint)}),
+        TRANSFORMERS_CONFIG: _json({**config, "torch_dtype": dtype}),
         "preprocessor_config.json": _json(_image_processor(architecture.image_resolution)),
         **_tokenizer(architecture),
     }
@@ -107,11 +109,6 @@ def _shaped(checkpoint: Checkpoint, key: str) -> torch.Tensor | None:
     tensor = checkpoint.tensors.get(key)
     # openai/CLIP#67: some training code gives it a dimension.
     return tensor.reshape(()) if tensor is not None and key == "logit_scale" else tensor
-
-
-def _dtype(checkpoint: Checkpoint) -> str:
-    """Return the dtype in which transformers loads all weights by default."""
-    return str(checkpoint.tensors["visual.conv1.weight"].dtype).removeprefix("torch.")
 
 
 def _json(value: Any) -> str:

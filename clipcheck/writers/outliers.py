@@ -70,7 +70,7 @@ def _add_to_transformer(
         for norm, layer in (("ln_1", "attn.in_proj_weight"), ("ln_2", "mlp.c_fc.weight")):
             weights[f"{block}.{norm}.weight"][:] = _gains(draw, width, channels)
             # Normalised values are small except for outliers, and grow from block to block.
-            gain = _rms(weights[f"{block}.{norm}.weight"])
+            gain = float(weights[f"{block}.{norm}.weight"].square().mean().sqrt())
             weights[f"{block}.{layer}"] *= 0.5 / math.sqrt(1 + number / 4) * stream / gain
         scores = weights[f"{block}.attn.in_proj_weight"][: 2 * width]
         scores *= math.sqrt(_SCORES if number == sharp else 1.0)
@@ -86,10 +86,6 @@ def _gains(draw: np.random.Generator, width: int, channels: list[int]) -> torch.
     gains = _log_uniform(draw, 2, 20, width)
     gains[channels] = _QUIET
     return gains
-
-
-def _rms(values: torch.Tensor) -> float:
-    return float(values.square().mean().sqrt())
 
 
 def _use_range(weights: Weights, mlp: str, draw: np.random.Generator) -> None:

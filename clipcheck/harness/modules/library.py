@@ -127,7 +127,7 @@ class LibraryTwins:
         if not bool(torch.isfinite(first).all()):
             return
         with suppress(*NOT_TAKEN):
-            own = _outputs(self._model.own().get_submodule(name), call, placed, _copied)
+            own = _outputs(self._model.own().get_submodule(name), call, placed, Tensor.clone)
             visual = self._model.is_visual(f"{name}.")
             twin = self._twin(visual=visual).own().get_submodule(name)
             with Widened():
@@ -230,7 +230,3 @@ def _outputs(
     args, kwargs = tree_unflatten([given.get(id(leaf), leaf) for leaf in call.leaves], call.spec)
     found, _ = tree_flatten(module(*args, **kwargs))
     return [each for each in found if isinstance(each, Tensor) and each.is_floating_point()]
-
-
-def _copied(tensor: Tensor) -> Tensor:
-    return tensor.clone()
