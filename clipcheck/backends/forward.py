@@ -281,7 +281,11 @@ class ByName(OfArchive):
         """Why ``forward`` is not judged, though it is told what it takes; or nothing."""
         if not (self._own and self._model.forward_pairs):
             return ""
-        return "jit: forward takes one text for each image, and logits take each with each"
+        return (
+            "jit: forward takes one text for each image, and logits take each with each; it "
+            "has no encode_image and encode_text, which would be judged (torch.jit.trace_module "
+            "writes them)"
+        )
 
     @property
     def _is_encoder(self) -> bool:

@@ -18,8 +18,8 @@ from clipcheck.checkpoints.architecture import ResNet, ViT
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.checkpoints.configs import ACTIVATIONS
 from clipcheck.checkpoints.keymaps import Layout, from_layout, module_in
-from clipcheck.families.tokenizers import quiet
 from clipcheck.gates.integrity import Evidence
+from clipcheck.system.transformers_logging import quiet
 
 if TYPE_CHECKING:
     import torch

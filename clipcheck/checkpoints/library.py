@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from clipcheck.checkpoints.configs import beyond_released, note_of, of_open_clip, of_transformers
 from clipcheck.checkpoints.kinds import CLIP, KINDS, TOWERS, UNSUPPORTED, kind_of, supported
 from clipcheck.errors import ArchitectureError, UnavailableError, UnfitError
+from clipcheck.system.transformers_logging import quiet
 
 if TYPE_CHECKING:
     from clipcheck.checkpoints.architecture import Architecture
@@ -171,9 +172,10 @@ def default_config(model_type: str) -> dict[str, Any]:
             remedy="Install it: pip install 'clipcheck[transformers]'.",
         ) from error
     towers = _TOWERS.get(model_type, {})
-    parts = {name: transformers.AutoConfig.for_model(each) for name, each in towers.items()}
-    config = {name: part.to_dict() for name, part in parts.items()}
-    found: dict[str, Any] = transformers.AutoConfig.for_model(model_type, **config).to_dict()
+    with quiet():  # it would warn of default ids that are beyond SigLIP's vocabulary
+        parts = {name: transformers.AutoConfig.for_model(each) for name, each in towers.items()}
+        config = {name: part.to_dict() for name, part in parts.items()}
+        found: dict[str, Any] = transformers.AutoConfig.for_model(model_type, **config).to_dict()
     return {key: value for key, value in found.items() if value is not None}
 
 

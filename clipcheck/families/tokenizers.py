@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from clipcheck.checkpoints.directories import read_json
 from clipcheck.checkpoints.library import refuse_code
 from clipcheck.errors import ClipcheckError, VocabularyError, first_line
+from clipcheck.system.transformers_logging import quiet
 
 _FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("vocab.txt",))
 """Sets of files that are a tokenizer; the first complete set is used."""
@@ -192,19 +193,3 @@ class OpenClipTokenizer(LibraryTokenizer):
         own = {"local_files_only": True, "trust_remote_code": False}
         made = HFTokenizer(str(self.folder), **{**json.loads(self.options), **own})
         return lambda text, length: made([text], length)[0].tolist(), made.tokenizer
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Turn off transformers' warnings and progress bar."""
-    from transformers.utils import logging
-
-    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bar:
-            logging.enable_progress_bar()

@@ -16,8 +16,9 @@ from clipcheck.checkpoints.kinds import Kind, kind_of
 from clipcheck.checkpoints.library import PREPROCESSOR_CONFIG, LibraryArchitecture
 from clipcheck.errors import ArchitectureError, UnavailableError
 from clipcheck.families.sizes import MOST_PIXELS, Sizes
-from clipcheck.families.tokenizers import TransformersTokenizer, at_hand, quiet
+from clipcheck.families.tokenizers import TransformersTokenizer, at_hand
 from clipcheck.inputs.rules import ImageRules, TextRules, clip_texts
+from clipcheck.system.transformers_logging import quiet
 
 _LEGACY_END = 2
 """An ``eos_token_id`` that means the greatest id of a text (modeling_clip.py)."""

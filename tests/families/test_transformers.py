@@ -451,8 +451,11 @@ def test_an_unknown_class_name_is_refused_with_the_nearest() -> None:
     assert "The nearest name is 'transformers:SiglipModel'" in str(caught.value)
 
 
-def test_a_class_has_the_library_s_default_sizes_made_shallow() -> None:
+def test_a_class_has_the_library_s_default_sizes_made_shallow(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     told = named("transformers:SiglipModel")
+    assert capfd.readouterr().err == ""
     assert isinstance(told.model, LibraryArchitecture)
     found = transformers.sizes(told.model)
     assert (found.image_resolution, found.context_length, found.vocab_size) == (224, 64, 32000)

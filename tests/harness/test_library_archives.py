@@ -157,6 +157,16 @@ def test_a_scripted_archive_inside_of_another_model_is_found_by_its_weights(
     assert "not judged" not in message(found, "modules")
 
 
+@pytest.mark.thorough
+def test_a_scripted_archive_of_coca_is_refused_with_what_to_trace(tmp_path: Path) -> None:
+    """It has only `forward`, which takes a text for each image."""
+    write_folder(small("coca"), tmp_path / "folder")
+    with torchscript_support.silenced():
+        script = torch.jit.script(build(small("coca")).own())
+    found = judged(save(script, tmp_path / "model.pt"), tmp_path / "folder")
+    assert "it has no encode_image and encode_text, which would be judged" in str(found.error)
+
+
 @parametrize("kind", ["siglip", "chinese_clip", "align", "metaclip_2", "aimv2"], quick=2)
 def test_an_archive_of_transformers_takes_ids_first_and_its_mask(kind: str, tmp_path: Path) -> None:
     architecture = architecture_of(kind)

@@ -251,7 +251,7 @@ class Judge:
             return
         found = [
             (*worst, expected.place)
-            for expected in self.twins.expected(site.module, inputs)
+            for expected in self.twins.expected(site.module, inputs, outputs)
             if (worst := self._worst(site, expected.outputs, outputs)) is not None
         ]
         if found:

@@ -94,7 +94,9 @@ class Twins:
         # In this order: a device without float64 cannot convert to it on the way out.
         return Pair(tensor, tensor.to(self.device).to(dtype, copy=True))
 
-    def expected(self, name: str, inputs: Sequence[torch.Tensor]) -> Iterator[Expected]:
+    def expected(
+        self, name: str, inputs: Sequence[torch.Tensor], _outputs: Sequence[torch.Tensor] = ()
+    ) -> Iterator[Expected]:
         """Run the module of that name on each of these tensors, as if that were its input."""
         for place, given in enumerate(inputs):
             if bool(torch.isfinite(given).all()):

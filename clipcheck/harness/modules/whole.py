@@ -74,7 +74,7 @@ class _Walker:
         self._archive = archive
         self._model = source.model
         reference = Reference(source.model, library, device)
-        self._twins = LibraryTwins(source.model, reference, batch, device)
+        self._twins = LibraryTwins(source.model, reference, batch, device, trusting=True)
         self._judge = Judge(self._twins, stay=archive.of_program)
         self._sizes = Sizes(len(batch.pixels), len(batch.tokens), source.sizes.embed_dim)
         self._features: dict[str, Pair] = {}
@@ -106,7 +106,8 @@ class _Walker:
         if method == FORWARD:
             self._compare_forward(found)
         elif isinstance(found, torch.Tensor):
-            self._compare_features(method, found, self._twins.features(method, *inputs))
+            expected = self._twins.features(method, *inputs, [found])
+            self._compare_features(method, found, expected)
 
     def _compare_features(self, method: str, found: torch.Tensor, expected: Pair) -> None:
         self._judge.errors.append(_error(method, method, found, expected))
@@ -125,7 +126,8 @@ class _Walker:
             self._features.get(method) or self._twins.features(method, self._inputs[method])
             for method in ENCODERS
         )
-        pairs = dict(zip(LOGITS, self._twins.logits(image, text), strict=True))
+        logits = self._twins.logits(image, text, [found[name] for name in LOGITS if name in found])
+        pairs = dict(zip(LOGITS, logits, strict=True))
         for name in LOGITS:
             if name in found:
                 self._judge.errors.append(_error(FORWARD, FORWARD, found[name], pairs[name]))
