@@ -216,7 +216,7 @@ def judged(name: str, model: family.OpenClip, folder: Path) -> list[object]:
     print(result)
     (found,) = result.judgements
     gates = {gate.name: gate for gate in found.gates}
-    agreement = gates["fidelity"].figures["agreement"]
+    agreement = found.agreement
     return [
         name,
         _activation(model, visual=True),

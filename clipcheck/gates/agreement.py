@@ -10,7 +10,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from clipcheck.gates.metrics import Array
-from clipcheck.gates.result import FEATURES, LOGITS, Case, expected_outputs
+from clipcheck.gates.result import FEATURES, LOGITS, Case, expected_outputs, unusable
+from clipcheck.gates.tolerances import Limits
+
+
+def agreement_with_float64(cases: Sequence[Case], limits: Limits) -> dict[str, float | int | str]:
+    """Return the `agreement`, or as ``problem`` why there is none."""
+    if limits.unit != Limits.unit:
+        return {"problem": "the reference has no copy in float64"}
+    problem = unusable(cases)
+    return {"problem": problem} if problem else agreement(cases)
 
 
 def agreement(cases: Sequence[Case]) -> dict[str, float | int | str]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clipcheck.gates.agreement import agreement
 from clipcheck.gates.distance import Distance, Rows, Ruler
 from clipcheck.gates.result import (
     LOGITS,
@@ -35,10 +34,7 @@ def fidelity(cases: Sequence[Case], limits: Limits, scale: float) -> GateResult:
     worst = max(found, key=lambda distance: distance.margin)
     measured = worst.ratio, worst.error, worst.allowed
     message = distance_text(worst.output, worst.place, *measured, limits.unit)
-    # Without a float64 copy, there is nothing to agree with.
-    agreeing = {"agreement": agreement(cases)} if limits.unit == Limits.unit else {}
-    figures = {**_figures(found), **agreeing}
-    return GateResult("fidelity", worst.margin <= 1, message, figures, worst.margin)
+    return GateResult("fidelity", worst.margin <= 1, message, _figures(found), worst.margin)
 
 
 def precision(cases: Sequence[Case], limits: Limits, scale: float) -> GateResult:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from clipcheck.backends.base import Backend
 from clipcheck.errors import ClipcheckError, RunError, UsageError
+from clipcheck.gates.agreement import agreement_with_float64
 from clipcheck.gates.budget import inputs_for
 from clipcheck.gates.distance import Ruler
 from clipcheck.gates.measured import measured
@@ -291,6 +292,7 @@ class _Comparison:
             judged,
             gates=gates,
             ignored=self._ignored(trial, candidate, coverage),
+            agreement=agreement_with_float64(run.cases, trial.ruler_limits),
             measured=measured(run.cases, ruler),
             coverage=coverage,
             absent=tuple(name for name in OUTPUTS if name in candidate.absent),

@@ -36,6 +36,7 @@ from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.checkpoints.opening import open_pair, weights_of
 from clipcheck.errors import ClipcheckError, UnfitError, UsageError
 from clipcheck.families.registry import by_library, dimensions_of, sizes_of, summary_of
+from clipcheck.gates.agreement import agreement_with_float64
 from clipcheck.gates.alternative import Departure
 from clipcheck.gates.budget import inputs_for
 from clipcheck.gates.distance import Ruler
@@ -359,6 +360,7 @@ class Judge:
             draft.add(
                 gates=gates,
                 ignored=ignored,
+                agreement=agreement_with_float64(verdict.run.cases, LIMITS[bench.source.dtype]),
                 measured=measured(verdict.run.cases, ruler),
                 coverage=verdict.coverage,
                 artefact_bytes=candidate.size,

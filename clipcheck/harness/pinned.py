@@ -35,6 +35,7 @@ from clipcheck.checkpoints.told import named
 from clipcheck.errors import PinError, UnavailableError, UnfitError, UsageError
 from clipcheck.families.registry import by_library, sizes_of
 from clipcheck.families.sizes import Sizes
+from clipcheck.gates.agreement import agreement_with_float64
 from clipcheck.gates.budget import decidable, inputs_for
 from clipcheck.gates.distance import Ruler
 from clipcheck.gates.fingerprints import Compared, compare
@@ -238,6 +239,7 @@ class PinnedJudge:
             "gates": verdict.gates,
             "coverage": verdict.coverage,
             "ignored": tuple(name for name in applying if name not in options.gates),
+            "agreement": agreement_with_float64(cases, LIMITS[trial.dtype]),
             "measured": measured(cases, Ruler(cases, LIMITS[trial.dtype], trial.scale)),
             "artefact_bytes": candidate.size,
             "absent": tuple(name for name in OUTPUTS if name in candidate.absent),

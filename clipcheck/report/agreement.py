@@ -9,20 +9,18 @@ from clipcheck.results.judgement import Judgement
 
 
 def describe(judgements: Sequence[Judgement]) -> str:
-    """Report the least cosine and the top-1 agreement over all judgements, or an empty string if
-    nothing was measured."""
-    found = [
-        gate.figures["agreement"]
-        for each in judgements
-        for gate in each.gates
-        if "agreement" in gate.figures
-    ]
+    """Report the least cosine and the top-1 agreement over all judgements, or why there is none;
+    an empty string if nothing ran."""
+    ran = [each.agreement for each in judgements if each.agreement]
+    found = [each for each in ran if "problem" not in each]
     cosines = [float(each["cosine"]) for each in found if "cosine" in each]
     parts = [f"least cosine {_cosine(min(cosines))}"] if cosines else []
     rows = sum(int(each.get("rows", 0)) for each in found)
     if rows:
         same = sum(int(each.get("top1", 0)) for each in found)
         parts.append(f"top-1 agrees in {same:,} of {rows:,} rows")
+    if ran and not found:
+        parts = [f"no cosine and no top-1, because {ran[0]['problem']}"]
     return f"Against float64: {'; '.join(parts)}." if parts else ""
 
 

@@ -149,6 +149,9 @@ class Findings:
     Attributes:
         gates: result of each gate; empty if the checkpoint could not be judged.
         ignored: gates that apply but were left out by ``--select`` or ``--ignore``.
+        agreement: with float64, whatever was selected: ``cosine``, the least of any row of
+            features; ``top1``, rows of logits with the same best match, and ``rows``, all of them;
+            or ``problem``, why there is none. Empty if nothing ran.
         absent: outputs that the candidate does not have by its own signature; not judged.
         mapping: what the inputs and outputs of a program are, as phrases; nothing for other files.
         batches: the only numbers of images and of texts that it runs with, None for any number;
@@ -171,6 +174,7 @@ class Findings:
 
     gates: tuple[GateResult, ...] = ()
     ignored: tuple[str, ...] = ()
+    agreement: Mapping[str, float | int | str] = field(default_factory=dict)
     absent: tuple[str, ...] = ()
     mapping: tuple[str, ...] = ()
     batches: tuple[tuple[int | None, ...], ...] = ()

@@ -28,6 +28,7 @@ def test_a_gate_that_is_selected_judges_alone_and_no_other_is_run(
 ) -> None:
     monkeypatch.setattr(judge, "judge_modules", None)
     done = run("check", minute_archive, "-q", "--examples", 14, "--select", "integrity")
+    assert "Against float64: least cosine over 0.99999; top-1 agrees in " in done.out
     assert done.code == 0
     assert " ".join(done.out.split()).endswith(
         "CONSISTENT: 1 checkpoint agrees between JIT and eager; gates left out: allclose, "

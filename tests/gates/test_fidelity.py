@@ -199,7 +199,7 @@ def test_fidelity_reports_the_largest_error() -> None:
         "rmse": pytest.approx(np.sqrt((5 + 16) / 6) * UNIT),
         "worst": "a whole batch of 6",
     }
-    assert found.figures.keys() == {*OUTPUTS, "greatest", "agreement"}
+    assert found.figures.keys() == {*OUTPUTS, "greatest"}
     kinds = ("features", "feature_row", "logits", "logit_row")
     nearer = fidelity([measured(dict.fromkeys(OUTPUTS, 0.5))], APART, SCALE)
     assert nearer.figures["greatest"] == dict.fromkeys(kinds, pytest.approx(0.5))

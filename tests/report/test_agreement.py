@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 
-from clipcheck.gates.result import Figures, GateResult
 from clipcheck.report import text
 from clipcheck.report.agreement import describe
 from clipcheck.results.judgement import Judgement, Result
@@ -12,8 +11,7 @@ from tests.report import ENVIRONMENT, PASSED
 
 
 def judged(**figures: float) -> Judgement:
-    given: Figures = {"agreement": figures}
-    return replace(PASSED, gates=(GateResult("fidelity", True, "near", given),))
+    return replace(PASSED, agreement=figures)
 
 
 @pytest.mark.parametrize(
@@ -31,8 +29,16 @@ def test_the_least_cosine_and_all_rows_of_several_runs_are_reported() -> None:
     )
 
 
-def test_nothing_is_said_where_nothing_was_measured() -> None:
+def test_nothing_is_said_where_nothing_ran() -> None:
     assert describe([PASSED]) == ""
+
+
+def test_it_is_said_why_there_is_no_agreement() -> None:
+    broken = replace(PASSED, agreement={"problem": "text_features is not finite"})
+    assert describe([broken]) == (
+        "Against float64: no cosine and no top-1, because text_features is not finite."
+    )
+    assert describe([broken, judged(cosine=0.5)]) == "Against float64: least cosine 0.50000."
 
 
 def test_the_agreement_is_printed_before_the_verdict() -> None:

@@ -308,10 +308,8 @@ def test_the_command_repeats_the_check() -> None:
 
 
 def test_cosine_and_top1_stand_below_the_verdict() -> None:
-    gate = replace(
-        FAILED.gates[-1], figures={"agreement": {"cosine": 0.999951, "rows": 3, "top1": 2}}
-    )
-    found = page(replace(FAILED, gates=(*FAILED.gates[:-1], gate))).text
+    agreeing = {"cosine": 0.999951, "rows": 3, "top1": 2}
+    found = page(replace(FAILED, agreement=agreeing)).text
     assert "Against float64: least cosine 0.99995; top-1 agrees in 2 of 3 rows." in found
 
 
