@@ -12,11 +12,12 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from clipcheck.backends import onnxruntime
 from clipcheck.backends.base import Backend
 from clipcheck.backends.export import Export
 from clipcheck.backends.inside import InsideProgram
+from clipcheck.backends.onnx_sessions import Sessions
 from clipcheck.backends.onnxruntime import ONNXRuntime
+from clipcheck.backends.optimiser import Setting
 from clipcheck.backends.source import Source
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.gates.localisation import Place
@@ -103,19 +104,19 @@ def test_a_program_runs_once_for_both_towers_and_does_not_load_its_weights_again
 ) -> None:
     methods: list[str] = []
     sizes: list[int] = []
-    listen, session = InsideProgram.listen, onnxruntime._session
+    listen, open_session = InsideProgram.listen, Sessions.open
 
     def counted(self: InsideProgram, method: str, *given: Any) -> object:
         methods.append(method)
         return listen(self, method, *given)
 
-    def measured(program: bytes, *given: Any, **more: Any) -> Any:
+    def measured(self: Sessions, program: bytes, setting: Setting) -> Any:
         sizes.append(len(program))
-        return session(program, *given, **more)
+        return open_session(self, program, setting)
 
     monkeypatch.setattr(InsideProgram, "listen", counted)
     with ONNXRuntime.build(vit) as program:
-        monkeypatch.setattr(onnxruntime, "_session", measured)
+        monkeypatch.setattr(Sessions, "open", measured)
         assert not departures(program, vit)
         assert methods == ["forward"]
         assert len(sizes) == 1

@@ -107,6 +107,7 @@ def test_what_fails_without_optimisation_as_well_is_not_blamed_on_it(
     def approximate(program: onnx.ModelProto) -> None:
         for node in program.graph.node:
             if node.op_type == "Gelu":
+                del node.attribute[:]
                 node.attribute.append(onnx.helper.make_attribute("approximate", "tanh"))
 
     found = judged(pair, edited(pair, tmp_path / "tanh.onnx", approximate))
@@ -136,7 +137,8 @@ def test_localize_names_what_only_the_optimiser_changes(pair: Pair, tmp_path: Pa
     assert found.optimised.passes == ("GeluApproximation",)
     lines = localisation.report(found).plain.splitlines()
     assert "DEPARTS only when optimised." in lines
-    assert any(programs.APPROXIMATING in line for line in lines if "--backend" in line)
+    _, _, command = "".join("".join(lines).split()).replace("\\", "").partition("Next:")
+    assert f"--backend{programs.APPROXIMATING}" in command
     written = json.loads(localisation.render_json(found))
     assert written["optimised"]["level"] == "extended"
 
