@@ -144,14 +144,10 @@ class Bench:
         Raises:
             RunError: the backend cannot be built with it.
         """
-        found, right = None, False
+        look = localize and variant.places is not None
         with tempfile.TemporaryDirectory(dir=self._folder) as scratch:
-            gates, assertion = self.judge(variant, backend, Path(scratch))
-            if localize and variant.places is not None:
-                # Planted again: some faults have changed the weights by now.
-                with self.planted(variant, backend, Path(scratch)) as source:
-                    found = self._localise(variant, backend, source)
-                right = found is not None and self.is_right(found, variant)
+            gates, assertion, found = self._judged(variant, backend, Path(scratch), look=look)
+        right = found is not None and self.is_right(found, variant)
         failed = [gate for gate in gates if not gate.passed]
         model = self.model
         return Finding(
@@ -180,39 +176,46 @@ class Bench:
         Args:
             scratch: a folder for the files of this variant only.
         """
+        gates, assertion, _ = self._judged(variant, backend, scratch, look=False)
+        return gates, assertion
+
+    def _judged(
+        self, variant: Variant, backend: str, scratch: Path, *, look: bool
+    ) -> tuple[Sequence[GateResult], GateResult, Localisation | None]:
+        """Judge a variant, and find where it departs if ``look``; None if the backend does not show
+        modules."""
         setting = self.setting(variant.dtype or self.model.dtype, variant.budget)
+        place = None
         # A fault planted into a library stays there until all runs are done.
         with self.planted(variant, backend, scratch) as source:
             with exact_floats():
                 candidate = Choice(backend).backend.build(source)
             with candidate:
                 model = source.model if source.archive else setting.source.model
-                candidate.lacks |= frozenset(OUTPUTS).difference(model.outputs)
+                candidate.lacks = frozenset(OUTPUTS).difference(model.outputs)
                 found = judge_candidate(
                     setting.trial, candidate, source, self._limits, Stopwatch(), model=model
                 )
                 assertion = self._classic(setting.classic.run(candidate).cases)
-        return found.gates, assertion
+                if look and source.archive is None and candidate.runs_modules:
+                    place = first_departures(
+                        setting.source,
+                        Stopwatch(),
+                        shown=candidate.runner,
+                        sizes=candidate.batch_sizes,
+                    )
+            archive = source.archive is not None
+        if look and archive:
+            # Planted again: some faults have changed the weights by now.
+            with self.planted(variant, backend, scratch) as source:
+                place = first_departures(source, Stopwatch())
+        return found.gates, assertion, place
 
     def _classic(self, cases: Sequence[Case]) -> GateResult:
         """Assert the probabilities; a single tower has none, so that its assertion cannot fail."""
         if not expected_outputs(cases, LOGITS):
             return GateResult("allclose", True, "no logits to compare")
         return allclose(cases, self._limits)
-
-    def _localise(self, variant: Variant, backend: str, source: Source) -> Localisation | None:
-        """Find where a fault departs; None if the backend does not run single modules."""
-        if source.archive is not None:
-            return first_departures(source, Stopwatch())
-        with exact_floats():
-            candidate = Choice(backend).backend.build(source)
-        with candidate:
-            if not candidate.runs_modules:
-                return None
-            sound = self.setting(variant.dtype or self.model.dtype, variant.budget).source
-            return first_departures(
-                sound, Stopwatch(), shown=candidate.runner, sizes=candidate.batch_sizes
-            )
 
     @contextmanager
     def planted(self, variant: Variant, backend: str, scratch: Path) -> Iterator[Source]:

@@ -134,8 +134,7 @@ class InsideProgram:
         (call,) = [each for each in self._found.calls if each.module == module]
         arrays = [to_numpy(each) for each in inputs]
         with translating(self._name, f"running {module} alone"):
-            given = self._given(None, None)
-            found = self._shown.part(call.inputs, call.outputs, arrays, given)
+            found = self._shown.part(call.inputs, call.outputs, arrays, self._example)
         return [torch.from_numpy(array).to(self._device) for array in found]
 
     def changed(self) -> list[str]:
@@ -159,6 +158,11 @@ class InsideProgram:
             self.__dict__.pop("_tapped", None)
 
     @cached_property
+    def _example(self) -> Sequence[Array]:
+        """The program's inputs, of which the parts of it use only the shape."""
+        return self._given(None, None)
+
+    @cached_property
     def _tapped(self) -> Tapped:
         calls = self._found.calls
         names = dict.fromkeys(n for call in calls for n in (*call.inputs, *call.outputs))
@@ -171,10 +175,9 @@ class InsideProgram:
     def _is_same(self, tapped: Tapped) -> bool:
         """Tell whether the program computes the same with its inner tensors as outputs: these may
         keep it from being optimised as a whole."""
-        given = self._given(None, None)
         found, plain = (
             [array for _, array in raw]
-            for raw in (tapped(given, (), lambda _, __: None), self._run(given))
+            for raw in (tapped(self._example, (), lambda _, __: None), self._run(self._example))
         )
         return all(_is_near(*each) for each in zip(found, plain, strict=True))
 

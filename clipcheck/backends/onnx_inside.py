@@ -101,7 +101,8 @@ class Parts:
     def _graph(self) -> onnx.GraphProto:
         self._program, self._folder = read_light(self._path)
         self._weights = {each.name: each for each in self._program.graph.initializer}
-        self._made = {name: each for each in self._program.graph.node for name in each.output}
+        nodes = self._program.graph.node
+        self._made = {name: place for place, each in enumerate(nodes) for name in each.output}
         return self._program.graph
 
     def run(
@@ -124,19 +125,17 @@ class Parts:
         import onnx
 
         needed: dict[str, None] = {}
+        places: set[int] = set()
         waiting = list(leaving)
         while waiting:
             name = waiting.pop()
             if name and name not in needed:
                 needed[name] = None
                 if name in self._made and name not in feed:
-                    waiting += self._made[name].input
+                    places.add(self._made[name])
+                    waiting += self._graph.node[self._made[name]].input
         taken = [name for name in feed if name in needed]
-        nodes = [
-            node
-            for node in self._graph.node
-            if any(name in needed and name not in feed for name in node.output)
-        ]
+        nodes = [self._graph.node[place] for place in sorted(places)]
         part = onnx.ModelProto(ir_version=self._program.ir_version)
         part.opset_import.extend(self._program.opset_import)
         part.functions.extend(self._program.functions)

@@ -365,6 +365,15 @@ def test_faults_of_other_backends_are_not_localised() -> None:
 
 
 @pytest.mark.thorough
+def test_a_block_that_a_program_skips_is_localised_to_it() -> None:
+    found = audit(
+        ["tiny-vit"], backends=["onnxruntime"], only=["text-block-skipped"], localize=True
+    )
+    assert found.passed
+    assert [finding.localised for finding in found.sought] == [True]
+
+
+@pytest.mark.thorough
 def test_a_budget_catches_faults_in_int8_and_passes_the_sound_program() -> None:
     names = ("int8-zero-point-off", "int8-logit-scale-quantised", "int8-dynamic")
     found = audit(["tiny-vit"], backends=["onnxruntime"], only=names).findings

@@ -394,8 +394,12 @@ class _Walker:
             if not finite:
                 raise _Unknown
             return self._twins.pair(finite[0])
-        if end.side == "in" and end in self._connections:
-            return self._computed(self._connections[end], steps)
+        connection = self._connections.get(end)
+        # Of a block that is not shown, the last sum may be.
+        if connection is not None and (
+            end.side == "in" or all(map(self._held.tensors, connection.sources))
+        ):
+            return self._computed(connection, steps)
         if end.side == "out":
             given = self._value(End(end.name, "in"), steps)
             steps.append(_Step(end.name))

@@ -3,7 +3,8 @@
 Each is planted into one or several backends, where users and libraries make mistakes: in the
 exported model, the resulting program, the key map of its weights, a configuration, or the library.
 
-Some faults of archives that only the gate `modules` sees are planted into programs as well.
+The faults of archives that can be in a graph, and their clean variants, are planted into programs
+as well.
 `torch.compile` and AOTInductor take most of a minute for each variant, so they have few variants.
 """
 
@@ -14,7 +15,7 @@ from functools import partial
 
 from torch import nn
 
-from clipcheck.audit.faults import Plant, fault_named
+from clipcheck.audit.faults import CLEAN, FAULTS, fault_named
 from clipcheck.audit.faults.by_backend import graphs, libraries, models
 from clipcheck.audit.faults.by_backend.planting import (
     in_config,
@@ -61,20 +62,19 @@ def _variant(
     )
 
 
-def _of_archive(name: str) -> Variant:
-    """Describe the program of the modules that archives are traced from, with a fault of theirs."""
-    fault = fault_named(name)
-    if not isinstance(fault.plant, Plant):
-        raise TypeError(f"expected a fault of an archive's modules, found {name}")
-    plant = of_archive(fault.plant)
+def _of_archive(variant: Variant) -> Variant:
+    """Describe the program of the modules that archives are traced from, with one of their faults
+    or clean variants."""
+    if variant.plant is None:
+        raise TypeError(f"expected a variant of an archive's modules, found {variant.name}")
     return Variant(
-        name=name,
-        family=fault.family,
-        reason=fault.reason,
-        plants=_all(plant, "export", "onnxruntime"),
-        kinds=fault.kinds,
+        name=variant.name,
+        family=variant.family,
+        reason=variant.reason,
+        plants=_all(of_archive(variant.plant), *_PROGRAMS),
+        kinds=variant.kinds,
         dtype="float32",
-        places=fault.places,
+        places=variant.places,
     )
 
 
@@ -91,7 +91,38 @@ _OPEN_CLIP = partial(in_config, Format.OPEN_CLIP)
 _LIBRARIES = ("open_clip", "transformers", "clip")
 _EXPORTS = ("trace", "script", "export")
 _GRAPHS = ("onnxruntime", "openvino")
+_PROGRAMS = ("export", "onnxruntime")
 _COMPILERS = ("compile", "aotinductor", "executorch")
+
+_OF_GRAPHS = (
+    "weights",
+    "activation",
+    "normalisation",
+    "attention",
+    "position",
+    "pooling",
+    "projection",
+    "stem",
+    "precision",
+    "range",
+)
+"""Families of faults of archives that are planted into programs as well. Those of the inputs are
+not: they are in front of the program. A program has no state and no forms of inputs."""
+
+_OWN_PLANTS = (
+    "query-and-key-swapped",
+    "gelu-for-quickgelu",
+    "softmax-over-queries",
+    "softmax-in-half",
+    "logit-scale-not-exponentiated",
+)
+"""Faults of archives that other backends have, with plants of their own."""
+
+
+def _planted(name: str) -> dict[str, PlantSource]:
+    """Plant a fault of archives into programs."""
+    return dict(_of_archive(fault_named(name)).plants)
+
 
 BACKEND_FAULTS: tuple[Variant, ...] = (
     _variant(
@@ -146,7 +177,11 @@ BACKEND_FAULTS: tuple[Variant, ...] = (
         "query-and-key-swapped",
         "weights",
         "a key map that swaps q_proj and k_proj",
-        _all(in_weights(libraries.query_and_key_swapped), *_LIBRARIES),
+        {
+            **_all(in_weights(libraries.query_and_key_swapped), *_LIBRARIES),
+            **_planted("query-and-key-swapped"),
+        },
+        like="query-and-key-swapped",
     ),
     _variant(
         "heads-by-halves",
@@ -173,7 +208,9 @@ BACKEND_FAULTS: tuple[Variant, ...] = (
             "open_clip": _OPEN_CLIP(libraries.of_model(quick_gelu=False)),
             "transformers": _TRANSFORMERS(libraries.in_towers(hidden_act="gelu")),
             "clip": in_library(libraries.clip_with_gelu),
+            **_planted("gelu-for-quickgelu"),
         },
+        like="gelu-for-quickgelu",
     ),
     _variant(
         "linear-in-bfloat16",
@@ -283,14 +320,10 @@ BACKEND_FAULTS: tuple[Variant, ...] = (
             **_all(in_graph(graphs.normalised), *_GRAPHS),
         },
     ),
-    *map(
-        _of_archive,
-        (
-            "attention-bias-left-out",
-            "epsilon-1e-6-in-ln-final",
-            "epsilon-1e-6-in-visual-ln-post",
-            "batch-norm-epsilon-1e-3-in-one",
-        ),
+    *(
+        _of_archive(fault)
+        for fault in FAULTS
+        if fault.family in _OF_GRAPHS and fault.name not in _OWN_PLANTS
     ),
 )
 
@@ -365,4 +398,5 @@ CLEAN_BACKENDS: tuple[Variant, ...] = (
         reason="open_clip's other class, with other keys for the text tower",
         plants={"open_clip": _OPEN_CLIP(libraries.of_model(custom_text=True))},
     ),
+    *map(_of_archive, CLEAN),
 )
