@@ -61,7 +61,7 @@ import json, onnx, resource, statistics, sys, time
 from pathlib import Path
 import torch
 from clipcheck.backends.loading import opened_sides
-from clipcheck.backends.onnxruntime import open_program
+from clipcheck.backends.onnxruntime import ONNXRuntime
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.harness.judging import Stopwatch, inputs_of
 from clipcheck.harness.localising import first_departures
@@ -75,8 +75,7 @@ def timed(work):
 weights = open_checkpoint(path.with_name("weights.safetensors"))
 with opened_sides(weights, None, cpu, "float32", archive=False) as sides:
     source = sides.source
-    keys = source.model.state_dict()
-    program = open_program(path, cpu, source.sizes, keys, {}, model=source.model)
+    program = ONNXRuntime.open_program(source.file(path))
     batch = for_modules(inputs_of(source.checkpoint.model), 0)
     plain = lambda: timed(lambda: program.outputs(batch.pixels, batch.tokens))[0]
     plain()
