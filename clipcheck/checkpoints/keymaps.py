@@ -94,7 +94,7 @@ _IN_BLOCK: dict[str, tuple[str, ...]] = {
 _POSITION_IDS = ("text_model.embeddings.position_ids", "vision_model.embeddings.position_ids")
 """Buffers of 0, 1, 2, ... that transformers before 4.31 stored."""
 
-_MODULES = {
+_MODULES: Mapping[str | None, str] = {
     None: "",
     "attn": ".self_attn",
     "mlp.gelu": ".mlp.activation_fn",
