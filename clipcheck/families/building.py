@@ -47,12 +47,12 @@ class Uninitialised(TorchFunctionMode):
                 raise ValueError(f"it has more than {_MOST_WEIGHTS:,} weights")
 
         self._counting = register_module_parameter_registration_hook(count)
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
         self._counting.remove()
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")

@@ -112,7 +112,9 @@ class Transformers(DualEncoder):
         """Return logits per image [N, M] and per text [M, N] for features [N, E] and [M, E]."""
         images = image_features / image_features.norm(p=2, dim=-1, keepdim=True)
         texts = text_features / text_features.norm(p=2, dim=-1, keepdim=True)
-        logits = texts @ images.t()
+        # In half precision TIPSv2 gives the features of texts in float32: it divides by a float.
+        dtype = torch.promote_types(images.dtype, texts.dtype)
+        logits = texts.to(dtype) @ images.to(dtype).t()
         if self.kind.divides:
             logits = logits / self.model.temperature
         else:

@@ -373,6 +373,15 @@ def test_a_temperature_that_a_file_leaves_out_is_the_configuration_s() -> None:
     assert built.log_scale().exp().item() == pytest.approx(1 / 0.005065968260169029)
 
 
+def test_logits_of_tipsv2_exist_in_half_precision() -> None:
+    """The library's own `forward` fails: it multiplies texts in float32 by images in float16."""
+    (pixels, tokens), *_ = inputs(architecture_of("tipsv2"))
+    model = built(architecture_of("tipsv2"), torch.float16)
+    per_image, per_text = model(torch.from_numpy(pixels), torch.from_numpy(tokens))
+    assert per_image.isfinite().all()
+    assert torch.equal(per_text, per_image.t())
+
+
 def test_an_unknown_class_is_named_with_those_that_are_judged() -> None:
     told = refusal({"model_type": "llama"})
     assert "its model_type 'llama' is not supported" in told
