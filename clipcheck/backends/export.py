@@ -66,6 +66,13 @@ class Export(ProgramBackend):
         return super().open_program(program)
 
     @classmethod
+    def stores_half(cls, path: Path) -> bool:
+        """Tell whether a program stores weights in half precision."""
+        from clipcheck.checkpoints.program_weights import is_narrow
+
+        return is_narrow(path)
+
+    @classmethod
     def open_here(
         cls,
         path: Path,
@@ -89,10 +96,17 @@ class Export(ProgramBackend):
                 program = move_to_device_pass(program, device)
                 held = program.state_dict
             module = program.module()
-        spec = program.call_spec.in_spec
+        spec, declared = program.call_spec.in_spec, _declared(program)
+        kinds = [getattr(torch, each.dtype) for each in declared]
+
+        def placed(arrays: Sequence[Array]) -> list[torch.Tensor]:
+            return [
+                torch.from_numpy(array).to(device, kind, copy=True)
+                for array, kind in zip(arrays, kinds, strict=True)
+            ]
 
         def run(arrays: Sequence[Array]) -> Raw:
-            given = [torch.from_numpy(array).to(device, copy=True) for array in arrays]
+            given = placed(arrays)
             arguments, named = pytree.tree_unflatten(given, spec)
             with torch.inference_mode():
                 return flat(module(*arguments, **named))
@@ -103,7 +117,7 @@ class Export(ProgramBackend):
 
         def tap(_: Sequence[str], __: bool) -> Tapped:
             def run_tapped(arrays: Sequence[Array], wanted: Sequence[str], reached: Reached) -> Raw:
-                given = [torch.from_numpy(array).to(device, copy=True) for array in arrays]
+                given = placed(arrays)
                 with torch.inference_mode():
                     return flat(_run_tapped(module, given, frozenset(wanted), reached))
 
@@ -121,9 +135,7 @@ class Export(ProgramBackend):
             with torch.inference_mode():
                 return _run_part(module, dict(zip(names, inputs, strict=True)), leaving)
 
-        return Opened(
-            _declared(program), run, weights, inside=Inside(lambda: _graph(module), tap, part)
-        )
+        return Opened(declared, run, weights, inside=Inside(lambda: _graph(module), tap, part))
 
 
 def _graph(module: torch.fx.GraphModule) -> Graph:

@@ -15,9 +15,17 @@ if TYPE_CHECKING:
 
 
 def rounded_weights(
-    weights: Mapping[str, torch.Tensor], program: Opened
+    weights: Mapping[str, torch.Tensor] | None, program: Opened, dtype: str | None
 ) -> Mapping[str, torch.dtype]:
-    """Return by key the dtypes of the weights that a program has rounded to fewer bits."""
+    """Return by key the dtypes of the weights that a program stores in fewer bits than the dtype in
+    which it computes.
+
+    Args:
+        weights: the expected weights, by key; None if they are not known.
+        dtype: in which it computes.
+    """
+    if weights is None or dtype != "float32":
+        return {}
     found = WeightsCompared(weights)
 
     def receive(

@@ -13,7 +13,7 @@ from clipcheck.backends.base import Backend, Missing
 from clipcheck.backends.calling import Array, Named, Pixels, Rows, Tokens, run_method, to_numpy
 from clipcheck.backends.dealing import Sizes, batches_of, fixed_sizes, run_in_batches
 from clipcheck.backends.forward import ByName, UntoldError
-from clipcheck.backends.held import weights_evidence
+from clipcheck.backends.held import rounded_weights, weights_evidence
 from clipcheck.backends.modules import ModuleBackend
 from clipcheck.backends.opened import Opened, Receive, open_apart
 from clipcheck.backends.programs import ProgramBackend, flat
@@ -91,14 +91,18 @@ class Archive(ModuleBackend):
         path, device, sandbox = program.path, torch.device(program.device), program.sandbox
         # torch compares no checksums.
         Records(MappedFile(path)).verify()
-        return ProgramBackend(
-            "jit",
+        opened = (
             open_apart("jit", path, device, {}, sandbox)
             if sandbox
-            else cls.open_here(path, device, {}),
+            else cls.open_here(path, device, {})
+        )
+        return ProgramBackend(
+            "jit",
+            opened,
             sizes=program.sizes,
             path=path,
             evidence=partial(weights_evidence, program.weights),
+            rounded=rounded_weights(program.weights, opened, program.dtype),
             dtype=program.dtype,
             names=program.names,
         )

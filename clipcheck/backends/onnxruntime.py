@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from clipcheck.backends.base import Missing, Option, missing
+from clipcheck.backends.base import Backend, Missing, Option, missing
 from clipcheck.backends.calling import Array, translating
-from clipcheck.backends.held import rounded_weights
 from clipcheck.backends.onnx_inside import Parts, Taps, graph_of
 from clipcheck.backends.onnx_running import Running, read
 from clipcheck.backends.onnx_sessions import LEVELS, PLAIN, Sessions, entries_in, line_for
@@ -24,7 +23,7 @@ from clipcheck.backends.signature import Declared, Raw
 from clipcheck.backends.source import ProgramFile, Source
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.checkpoints.onnx_data import data_files, stored_dtypes
-from clipcheck.errors import UnavailableError
+from clipcheck.errors import RunError, UnavailableError
 from clipcheck.system.threads import threads
 
 if TYPE_CHECKING:
@@ -51,6 +50,12 @@ _DTYPES = {
     "tensor(int64)": "int64",
 }
 """numpy's names of ONNX Runtime's types, for inputs of a CLIP model."""
+
+
+_WITHOUT_BFLOAT16 = (
+    "It computes in bfloat16, for which ONNX Runtime has few operators, least on a CPU: export it "
+    "in float32 or float16, or keep bfloat16 for its weights alone, each with a Cast to float32."
+)
 
 
 class ONNXRuntime(ProgramBackend):
@@ -132,14 +137,19 @@ class ONNXRuntime(ProgramBackend):
         return data_files(path)
 
     @classmethod
-    def of(cls, program: ProgramFile, opened: Opened) -> Self:
-        """Return the backend that runs an open program, with the dtypes of weights that are stored
-        in half precision."""
-        made = super().of(program, opened)
-        stored = stored_dtypes(program.path) if program.dtype == "float32" else ()
-        if program.weights is not None and {"float16", "bfloat16"}.intersection(stored):
-            made.rounded = rounded_weights(program.weights, opened)
-        return made
+    def stores_half(cls, path: Path) -> bool:
+        """Tell whether a program stores weights in half precision."""
+        return not {"float16", "bfloat16"}.isdisjoint(stored_dtypes(path))
+
+    @classmethod
+    def open_program(cls, program: ProgramFile) -> Backend:
+        """Open an ONNX file from any source."""
+        try:
+            return super().open_program(program)
+        except RunError as error:
+            if program.dtype != "bfloat16":
+                raise
+            raise RunError(error.problem, remedy=_WITHOUT_BFLOAT16) from error
 
     @classmethod
     def open_here(

@@ -13,7 +13,7 @@ from clipcheck.backends import signature
 from clipcheck.backends.base import Backend, evidence_of_closed
 from clipcheck.backends.calling import Array, Named, Pixels, Rows, Tokens, closed, translating
 from clipcheck.backends.dealing import run_in_batches, sizes_to_try
-from clipcheck.backends.held import weights_evidence
+from clipcheck.backends.held import rounded_weights, weights_evidence
 from clipcheck.backends.inside import InsideProgram
 from clipcheck.backends.opened import Opened, open_apart
 from clipcheck.backends.optimiser import Optimiser, Setting
@@ -51,6 +51,7 @@ class ProgramBackend(Backend):
         names: the user's meanings of inputs and outputs, by name.
         model: whose modules to look for inside of the program; None for none.
         device: that it runs on.
+        rounded: see `Backend`.
 
     Attributes:
         called: name of the backend.
@@ -120,7 +121,15 @@ class ProgramBackend(Backend):
             names=program.names,
             model=program.model,
             device=program.device,
+            rounded=rounded_weights(program.weights, opened, program.dtype)
+            if program.dtype == "float32" and cls.stores_half(program.path)
+            else None,
         )
+
+    @classmethod
+    def stores_half(cls, path: Path) -> bool:  # noqa: ARG003
+        """Tell whether a program may store weights in half precision."""
+        return False
 
     @classmethod
     def data_of(cls, path: Path) -> Sequence[Path]:  # noqa: ARG003
@@ -141,6 +150,7 @@ class ProgramBackend(Backend):
         names: Mapping[str, str] | None = None,
         model: DualEncoder | None = None,
         device: torch.device | str | None = None,
+        rounded: Mapping[str, torch.dtype] | None = None,
     ) -> None:
         self._inputs = signature.inputs(opened.declared, sizes, path, names)
 
@@ -150,6 +160,7 @@ class ProgramBackend(Backend):
 
         self.name = name
         self.size = bytes_of([path, *data])
+        self.rounded = rounded or {}
         self._run: Run | None = run
         self._sizes = sizes
         self._path = path

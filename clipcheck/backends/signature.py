@@ -18,6 +18,7 @@ from clipcheck.backends.calling import Array, Named, Pixels, Rows, Tokens
 from clipcheck.errors import ArchitectureError, CheckpointError, UsageError
 from clipcheck.families.sizes import HasSizes, Sizes
 from clipcheck.gates.result import FEATURES, MEANT, OUTPUTS
+from clipcheck.gates.weights import Stored, exact, rounded
 from clipcheck.inputs.batches import length_of
 
 INPUTS = {"pixels": "pixels", "tokens": "ids", "mask": "attention mask", "positions": "positions"}
@@ -131,10 +132,15 @@ class Input:
             found = np.arange(tokens.shape[1]) < np.array(ends)[:, np.newaxis]
         elif self.kind == "positions":
             found = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
-        return np.ascontiguousarray(found, dtype=self.dtype)
+        # numpy has no bfloat16: its backend converts.
+        dtype = "float32" if self.dtype == "bfloat16" else self.dtype
+        return np.ascontiguousarray(found, dtype=dtype)
 
     def seen(self, pixels: Pixels) -> Pixels:
         """Return pixels as they are once they are changed to be the value of this input."""
+        if self.dtype == "bfloat16":
+            bits = rounded(pixels.astype(np.float64), self.dtype)
+            return exact(Stored(bits, self.dtype)).astype(np.float32)
         if not self.colours:
             return pixels.astype(self.dtype).astype(np.float32)
         mean, std = self._rules()

@@ -45,7 +45,7 @@ def find(folder: Path) -> tuple[Path, Path] | None:
     """Return the image tower's and the text tower's program in a folder, or None.
 
     Raises:
-        UsageError: there are several pairs, or one of two is missing.
+        UsageError: there are several pairs, another program beside one, or one of two is missing.
     """
     pairs: list[tuple[Path, Path]] = []
     alone: list[tuple[Path, str]] = []
@@ -56,6 +56,17 @@ def find(folder: Path) -> tuple[Path, Path] | None:
             alone += [(file, stems[1]) for rest, file in images.items() if rest not in texts]
             alone += [(file, stems[0]) for rest, file in texts.items() if rest not in images]
     if len(pairs) == 1:
+        files = [file for inside in _FOLDERS for file in (folder / inside).glob("*")]
+        beside = {file for file in files if file.suffix in _ENDINGS}
+        others = sorted({*beside, *(file for file, _ in alone)} - {*pairs[0]})
+        if others:
+            both = " and ".join(_inside(each, folder) for each in pairs[0])
+            raise UsageError(
+                f"expected two programs, one for each tower, found {both}, and besides "
+                + ", ".join(_inside(each, folder) for each in others),
+                remedy=f"Choose: {_ASKED} for two towers, or the path of one program.",
+                path=folder,
+            )
         return pairs[0]
     if pairs:
         listed = "; ".join(" and ".join(_inside(each, folder) for each in pair) for pair in pairs)

@@ -77,6 +77,68 @@ def test_weights_that_are_stored_in_fewer_bits_are_rounded_in_the_reference_too(
     assert found.dtype == "float32"
 
 
+class HalfImages(torch.nn.Module):
+    """The image tower with its weights in half precision, each cast to float32."""
+
+    def __init__(self, model: eager.CLIP) -> None:
+        super().__init__()
+        self.visual = copy.deepcopy(model.visual).half()
+
+    def forward(self, image: Tensor) -> Tensor:
+        weights = {key: each.float() for key, each in self.visual.state_dict().items()}
+        found: Tensor = torch.func.functional_call(self.visual, weights, (image,))
+        return found
+
+
+@parametrize("name", ["model.pt2", "model.pt"], quick=1)
+def test_weights_stored_in_half_are_rounded_in_the_reference_of_torch_programs_too(
+    name: str, model: eager.CLIP, reference: Path, tmp_path: Path
+) -> None:
+    module, image = HalfImages(model).eval(), example(model, 2, 3, torch.int64)["image"]
+    if name == "model.pt2":
+        torch.export.save(torch.export.export(module, (image,)), tmp_path / name)
+    else:
+        with torchscript_support.silenced(), torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", torch.jit.TracerWarning)
+            program = torch.export.export(module, (image,)).module()
+            torch.jit.save(torch.jit.trace(program, (image,), check_trace=False), tmp_path / name)
+    found = one(tmp_path / name, reference, select=["integrity", "fidelity"])
+    assert found.error is None
+    assert found.passed, [gate.message for gate in found.gates]
+    assert "weights correctly rounded to float16; " in found.gates[0].message
+
+
+class Bfloat16(Images):
+    """The image tower in bfloat16."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        found: Tensor = self.model.visual(image.bfloat16())
+        return found
+
+
+@parametrize("dtype", ["bfloat16", "float32"], quick=1)
+def test_a_program_in_bfloat16_takes_pixels_of_either_dtype(
+    dtype: str, model: eager.CLIP, reference: Path, tmp_path: Path
+) -> None:
+    module = Bfloat16(copy.deepcopy(model).bfloat16()).eval()
+    image = example(model, 2, 3, torch.int64)["image"].to(getattr(torch, dtype))
+    torch.export.save(torch.export.export(module, (image,)), tmp_path / "model.pt2")
+    found = one(tmp_path / "model.pt2", reference, select=["integrity", "precision"])
+    assert (found.error, found.dtype) == (None, "bfloat16")
+    assert found.passed, [gate.message for gate in found.gates]
+
+
+@pytest.mark.thorough
+def test_onnx_in_bfloat16_is_refused_with_its_remedy(
+    model: eager.CLIP, reference: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.onnx"
+    onnx_file(Bfloat16(copy.deepcopy(model).bfloat16()), path, ["image"], ["image_features"])
+    found = one(path, reference)
+    assert "opening the program failed" in str(found.error)
+    assert "It computes in bfloat16" in str(found.remedy)
+
+
 def test_the_report_says_what_was_taken_for_what(immich: Path, reference: Path) -> None:
     result = run(immich, reference)
     told = " ".join(render(result).split())
@@ -233,6 +295,12 @@ def _several(immich: Path, folder: Path) -> str:
     return str(folder)
 
 
+def _third(immich: Path, folder: Path) -> str:
+    shutil.copytree(immich, folder / "one")
+    shutil.copy(immich / "visual/model.onnx", folder / "one/model.onnx")
+    return str(folder / "one")
+
+
 def _swapped(immich: Path, _: Path) -> str:
     return f"image={immich}/textual/model.onnx,text={immich}/visual/model.onnx"
 
@@ -245,6 +313,7 @@ def _no_program(immich: Path, folder: Path) -> str:
 BAD = [
     (_moved, {}, "found visual/model.onnx and none whose name begins with textual"),
     (_several, {}, "found several: vision_model.onnx and text_model.onnx; vision_model_quantized"),
+    (_third, {}, "found visual/model.onnx and textual/model.onnx, and besides model.onnx"),
     (_swapped, {}, "expected a program of the image tower, found one without an input for pixels"),
     (_no_program, {}, "expected a program of the text tower, found a file without one"),
     (
