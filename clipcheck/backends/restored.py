@@ -153,7 +153,8 @@ class Restored:
             helper.make_tensor_value_info(name, kinds[name], None) for name in entering
         )
         part.graph.output.extend(onnx.ValueInfoProto(name=name) for name in leaving)
-        return part.SerializeToString()
+        contents: bytes = part.SerializeToString()
+        return contents
 
 
 def _told(node: onnx.NodeProto) -> tuple[str, tuple[str, ...], tuple[str, ...]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -210,7 +211,7 @@ def _digest(stored: Stored, dtype: str) -> int:
     """Return a digest of a weight, rounded to a dtype."""
     hashed = hashlib.blake2b(digest_size=8)
     for piece in pieces(stored):
-        bits = piece.values.view(np.uint32 if dtype == "float32" else np.uint16)
+        bits: NDArray[Any] = piece.values.view(np.uint32 if dtype == "float32" else np.uint16)
         if dtype != stored.dtype:
             bits = rounded(exact(piece), dtype)
         if dtype == "float16":

@@ -398,7 +398,7 @@ class OwnMeasures:
         found = self.found()
         if not found.worst:
             return None
-        figures = {}
+        figures: dict[str, dict[str, float | int | str]] = {}
         for kind, mine in self._of.items():
             rows = [row for row in found.worst if row.kind == kind]
             if rows:

@@ -162,7 +162,8 @@ def _beyond(side: int, bits: Bits) -> Iterator[tuple[str, Pixels]]:
     """Yield pixels that no colours give."""
     shape = (3, side, side)
     yield "zeros", np.zeros(shape, dtype=np.float32)
-    wide = (bits(3 * side * side).astype(np.float32) - 128) / 32  # exact in every dtype
+    # Exact in every dtype.
+    wide = (bits(3 * side * side).astype(np.float32) - np.float32(128)) / np.float32(32)
     wide[0] = 0
     yield "noise from -4 to 4, with a zero", wide.reshape(shape)
 
