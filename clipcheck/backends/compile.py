@@ -15,10 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from clipcheck.backends.aotinductor import compiler_missing, quiet_about_cuda
 from clipcheck.backends.base import Backend, Missing, Option, evidence_of_closed
 from clipcheck.backends.calling import Array, Named, Pixels, Tokens, closed, to_numpy, translating
-from clipcheck.backends.inside_modules import InsideModules
 from clipcheck.backends.source import Source
 from clipcheck.backends.trace import example_inputs
-from clipcheck.families import eager
 from clipcheck.gates.integrity import Evidence
 from clipcheck.gates.result import OUTPUTS
 from clipcheck.system.variables import variables
@@ -26,7 +24,9 @@ from clipcheck.system.variables import variables
 if TYPE_CHECKING:
     import torch
 
+    from clipcheck.backends.inside_modules import InsideModules
     from clipcheck.checkpoints.checkpoint import Checkpoint
+    from clipcheck.families import eager
     from clipcheck.families.base import DualEncoder
 
 _DYNAMIC = {"true": True, "false": False, "auto": None}
@@ -79,6 +79,8 @@ class Compile(Backend):
         return cls(source)
 
     def __init__(self, source: Source) -> None:
+        from clipcheck.families import eager  # which imports torch
+
         self._device = source.device
         self._model: DualEncoder | None = source.model
         self.runs_modules = isinstance(source.model, eager.CLIP)
@@ -154,6 +156,9 @@ class Compile(Backend):
     def runner(self) -> InsideModules:
         """Show its modules by this: the eager model with each block compiled on its own."""
         import torch
+
+        from clipcheck.backends.inside_modules import InsideModules
+        from clipcheck.families import eager
 
         if not isinstance(self._model, eager.CLIP):
             raise ValueError("expected clipcheck's own modules")
@@ -236,6 +241,8 @@ class Compile(Backend):
 
 def _compiled_alone(model: eager.CLIP) -> Iterator[str]:
     """Yield the names of the blocks, and of the modules outside of them that have no others."""
+    from clipcheck.families import eager
+
     blocks = (eager.ResidualAttentionBlock, eager.Bottleneck, eager.AttentionPool2d)
     inside = ""
     for name, module in model.named_modules():

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from clipcheck.backends.base import Backend, Missing, Option, too_old
 from clipcheck.backends.calling import translating
-from clipcheck.backends.inside_modules import InsideModules
 from clipcheck.backends.modules import ModuleBackend
 from clipcheck.backends.source import Source
 from clipcheck.checkpoints import directories
@@ -70,6 +69,8 @@ class OpenClip(ModuleBackend):
     @classmethod
     def build(cls, source: Source) -> Backend:
         """Build the model with open_clip's public functions."""
+        from clipcheck.backends.inside_modules import InsideModules  # which imports torch
+
         created = source.options.get("load") == "create_model"
         name = "open_clip:load=create_model" if created else "open_clip"
         make = _from_archive if _is_released_kind(source.checkpoint) else _from_config

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from clipcheck.backends.base import Backend, Missing, Option, too_old
 from clipcheck.backends.calling import translating
-from clipcheck.backends.inside_modules import InsideModules
 from clipcheck.backends.modules import ModuleBackend
 from clipcheck.backends.source import Source
 from clipcheck.checkpoints.architecture import ResNet, ViT
@@ -66,6 +65,8 @@ class Transformers(ModuleBackend):
     @classmethod
     def build(cls, source: Source) -> Backend:
         """Load the model from the checkpoint's own folder, or from a temporary one."""
+        from clipcheck.backends.inside_modules import InsideModules  # which imports torch
+
         attention = source.options["attention"]
         name = f"transformers:attention={attention}"
         with translating(name, "loading"):
