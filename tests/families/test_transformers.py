@@ -20,7 +20,7 @@ from clipcheck.checkpoints.kinds import KINDS, TOWERS, UNSUPPORTED
 from clipcheck.checkpoints.library import LibraryArchitecture, read_transformers
 from clipcheck.checkpoints.told import named
 from clipcheck.errors import ArchitectureError, UnknownModelError
-from clipcheck.families import registry, transformers
+from clipcheck.families import registry, transformers, transformers_config
 from clipcheck.families.base import DualEncoder
 from clipcheck.harness.checking import check_files
 from clipcheck.harness.judging import inputs_of
@@ -476,6 +476,6 @@ def test_a_class_has_the_library_s_default_sizes_made_shallow(
 def test_an_efficientnet_is_made_shallow_by_its_stages() -> None:
     told = named("transformers:AlignModel")
     assert isinstance(told.model, LibraryArchitecture)
-    config = transformers.config_of(transformers.shallow(told.model, 2))
+    config = transformers_config.config_of(transformers.shallow(told.model, 2))
     assert config.vision_config.num_hidden_layers == 7
     assert config.text_config.num_hidden_layers == 2

@@ -106,7 +106,7 @@ class _Walker:
         if method == FORWARD:
             self._compare_forward(found)
         elif isinstance(found, torch.Tensor):
-            expected = self._twins.features(method, *inputs, [found])
+            expected = self._twins.features(method, inputs[0], [found])
             self._compare_features(method, found, expected)
 
     def _compare_features(self, method: str, found: torch.Tensor, expected: Pair) -> None:
