@@ -361,7 +361,8 @@ def _to_24_bits(values: Array) -> NDArray[np.uint8]:
 
 
 def _from_24_bits(found: NDArray[np.uint8]) -> NDArray[np.float64]:
-    return found @ np.array([1.0, 1 << 8, 1 << 16]) - _MIDDLE
+    values: NDArray[np.float64] = found @ np.array([1.0, 1 << 8, 1 << 16]) - _MIDDLE
+    return values
 
 
 def _narrow(tokens: NDArray[np.int32]) -> Array:
