@@ -38,7 +38,10 @@ PRETENDS = """
             os.kill(os.getpid(), signal.SIGKILL)
         names = ("integrity", "allclose", "fidelity", "modules", "top1", "repeatability")
         bad = "allclose" if case.model == "bad.pt" else ""
-        gates = tuple(GateResult(name, name != bad, f"so it is with {name}") for name in names)
+        gates = tuple(
+            GateResult(name=name, passed=name != bad, message=f"so it is with {name}")
+            for name in names
+        )
         judgement = Judgement(
             case.model, case.device, dtype=case.dtype, gates=gates, run="0badf00d"
         )

@@ -38,13 +38,17 @@ NAMES = ("clip_gate", "clip_model", "clip_backend", "clip_device", "clip_dtype")
 _LEAVE_OUT = "Give one, or leave the option out."
 
 
+_WEIGHTS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
+"""Suffixes of archives and weights, which are no programs."""
+
+
 @functools.cache
 def _format_of_program(path: Path) -> str | None:
     """Return the format of a program; None for anything else, and for what cannot be read: its
     check reports that."""
-    if not path.exists():
+    # What follows imports numpy, which idle workers and other runs of pytest do not need.
+    if not path.exists() or path.suffix in _WEIGHTS:
         return None
-    # Imported here because it imports numpy, which other runs of pytest do not need.
     from clipcheck.checkpoints.opening import format_of_program
 
     with suppress(ClipcheckError):

@@ -178,7 +178,7 @@ def test_a_backend_is_built_with_a_value_for_each_option(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[Source] = []
-    built = SimpleNamespace()
+    built = SimpleNamespace(lacks=frozenset())
 
     def building(source: Source) -> SimpleNamespace:
         given.append(source)
@@ -206,7 +206,7 @@ def test_a_program_is_opened_even_if_its_checkpoint_is_unfit(
     source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(find("export"), "unfit", lambda *_: "it does not fit")
-    built = SimpleNamespace()
+    built = SimpleNamespace(lacks=frozenset())
     monkeypatch.setattr(find("export"), "build", lambda _: built)
     assert build(Choice("export"), replace(source, program=tmp_path)) is built
 

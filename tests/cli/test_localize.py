@@ -24,7 +24,7 @@ def test_localize_names_the_module_and_exits_with_1(run: Run, tmp_path: Path) ->
     assert "  image tower  nothing departs\n" in done.out
     assert "  logits       not compared\n" in done.out
     assert "DEPARTS: text tower.\n" in done.out
-    assert f"clipcheck check {path} --report clip-report" in unfolded(done.out)
+    assert f"clipcheck check {path} --dtype float32 --report clip-report" in unfolded(done.out)
     assert run("localize", path, "-q").out == "DEPARTS: text tower.\n"
     document = json.loads(run("localize", path, "--json", "-").out)
     assert (document["schema"], document["passed"]) == (1, False)

@@ -185,9 +185,9 @@ def test_the_input_that_fails_is_left_where_its_tower_has_a_place(
     walked: list[str] = []
     original = walking.walk
 
-    def watched(*arguments: Any) -> Localisation:
+    def watched(*arguments: Any, alone: bool) -> Localisation:
         walked.append(arguments[-1])
-        return original(*arguments)
+        return original(*arguments, alone=alone)
 
     monkeypatch.setattr(walking, "walk", watched)
     row = for_modules(inputs_of(MINUTE), 0).select([], [0])

@@ -59,6 +59,7 @@ def test_every_report_names_the_alternative_and_none_says_to_convert() -> None:
     }
 
 
+ASKED = {"asked_architecture": "ViT-B/32", "options": {"architecture": "ViT-B/32"}}
 OTHER = {"reference_checkpoint": "other.pt"}
 
 
@@ -67,9 +68,9 @@ OTHER = {"reference_checkpoint": "other.pt"}
     [
         ({}, ""),
         ({"assumed": True}, " --architecture ARCH"),
-        ({"asked_architecture": "ViT-B/32"}, " --architecture ViT-B/32"),
+        (ASKED, " --architecture ViT-B/32"),
         (OTHER, " --architecture ARCH"),
-        ({**OTHER, "asked_architecture": "ViT-B/32"}, " --architecture ViT-B/32"),
+        ({**OTHER, **ASKED}, " --architecture ViT-B/32"),
     ],
 )
 def test_converting_is_advised_with_an_architecture_if_nothing_else_shows_it(

@@ -87,8 +87,11 @@ class _Walker:
         if not all(map(len, inputs)):
             return
         whole = method == FORWARD and self._archive.of_program
+        there = [each for each in ENCODERS if whole and ENCODERS[each] in self._model.outputs]
+        expected: dict[str, Pair] = {}
         # Before the modules: the float64 copy is of one tower at a time.
-        image = self._twins.features("encode_image", inputs[0]) if whole else None
+        if "encode_image" in there:
+            expected["encode_image"] = self._twins.features("encode_image", inputs[0])
         try:
             found = self._archive.listen(method, inputs, self._twins.blocks, self._judge.listen)
         except RunError as error:
@@ -98,16 +101,17 @@ class _Walker:
             )
             running.clear()
             return
-        if image is not None and isinstance(found, Mapping):
-            text = self._twins.features("encode_text", inputs[1])
-            for encoder, expected in zip(ENCODERS, (image, text), strict=True):
+        if "encode_text" in there:
+            expected["encode_text"] = self._twins.features("encode_text", inputs[1])
+        if isinstance(found, Mapping):
+            for encoder, pair in expected.items():
                 if (features := found.get(ENCODERS[encoder])) is not None:
-                    self._compare_features(encoder, features, expected)
+                    self._compare_features(encoder, features, pair)
         if method == FORWARD:
             self._compare_forward(found)
         elif isinstance(found, torch.Tensor):
-            expected = self._twins.features(method, inputs[0], [found])
-            self._compare_features(method, found, expected)
+            pair = self._twins.features(method, inputs[0], [found])
+            self._compare_features(method, found, pair)
 
     def _compare_features(self, method: str, found: torch.Tensor, expected: Pair) -> None:
         self._judge.errors.append(_error(method, method, found, expected))

@@ -23,10 +23,11 @@ from clipcheck.inputs.batches import Inputs
 from clipcheck.inputs.digest import digest
 from clipcheck.harness.search.inputs import Wanted, draw
 
+INPUTS = Inputs(resolution=16, context_length=77, vocab_size=49408, grid=2)
 NUMBERS = {list(range(1, 256))}
 TEXTS = {[f"word {n}" for n in range(300)]}
 for seed in (0, 1):
-    print("digest", digest(draw(Wanted(46, False, seed, "x.pt"), Inputs(16, 77, 49408, 2)).batches))
+    print("digest", digest(draw(Wanted(46, False, seed, "x.pt"), INPUTS).batches))
 """
 
 
