@@ -15,11 +15,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from clipcheck.errors import CheckpointError, DamagedError
-from clipcheck.gates.weights import Stored
+
+if TYPE_CHECKING:
+    from clipcheck.gates.weights import Stored
 
 _TENSOR = "tensor"
 
@@ -301,6 +302,11 @@ class Walk:
         Raises:
             ValueError, IndexError: it is no such message, or its contents do not fit its sizes.
         """
+        # Imported here, because they import numpy, which pytest's idle workers do not need.
+        import numpy as np
+
+        from clipcheck.gates.weights import Stored
+
         fields = list(self._fields(start, end))
         (kind,) = [v for n, v in fields if n == _DATA_TYPE and isinstance(v, int)] or (0,)
         dtype = _DTYPES.get(kind, "")
