@@ -64,7 +64,7 @@ class Adapted:
         for name, part in [] if self.module is None else self.module.named_modules():
             if isinstance(part, torch.jit.ScriptModule):
                 return f"the TorchScript module {name or self.name}"
-            if part._compiled_call_impl is not None or hasattr(part, "_orig_mod"):
+            if _is_compiled(part):
                 return f"the compiled module {name}"
             for method, call in vars(part).items():
                 if hasattr(call, "_torchdynamo_orig_callable"):
@@ -113,6 +113,11 @@ def _named(call: Any) -> str:
     return str(getattr(call, "__qualname__", type(call).__qualname__))
 
 
+def _is_compiled(module: nn.Module) -> bool:
+    """Whether `torch.compile` compiled its ``forward``, in place or by a module around it."""
+    return module._compiled_call_impl is not None or hasattr(module, "_orig_mod")
+
+
 def _adapt_module(module: nn.Module, side: str) -> Adapted:
     name = f"{type(module).__module__}.{type(module).__qualname__}"
     training = next((part for part, each in module.named_modules() if each.training), None)
@@ -122,7 +127,7 @@ def _adapt_module(module: nn.Module, side: str) -> Adapted:
             f"expected the {side} in evaluation mode, found {part}{name} in training mode",
             remedy="Call its method eval() first.",
         )
-    if getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod"):
+    if _is_compiled(module):
         raise UsageError(
             f"expected the {side} with compiled encoders, found {name}, of which torch.compile "
             "compiled only forward",
