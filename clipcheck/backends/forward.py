@@ -86,7 +86,7 @@ def outputs_of(given: object, sizes: Sizes, order: Sequence[str] = ()) -> dict[s
         images, texts, scale = (named[name] for name in _SCALED)
         logits = scale * images @ texts.t() + named.get(_BIAS, 0.0)
         return {"logits_per_image": logits, "logits_per_text": logits.t()}
-    normalised = [name for name in FEATURES if name in named and _is_normalised(named[name])]
+    normalised = [name for name in FEATURES if name in named and is_normalised(named[name])]
     shares = [name for name in LOGITS if name in named and _is_probability(named[name])]
     found = {name: named[name] for name in OUTPUTS if name in named}
     for name in (*normalised, *shares):
@@ -149,7 +149,7 @@ def _usual(shapes: Sequence[torch.Size], sizes: Sizes) -> Sequence[str]:
     return names if scales and features and len(shapes) <= len(names) else ()
 
 
-def _is_normalised(features: torch.Tensor) -> bool:
+def is_normalised(features: torch.Tensor) -> bool:
     """Tell whether all rows have length 1."""
     lengths = features.detach().double().norm(dim=-1)
     return features.numel() > 0 and bool(((lengths - 1).abs() < _UNIT).all())

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clipcheck.backends import signature
 from clipcheck.backends.base import Backend, Missing
 from clipcheck.backends.calling import Array, Named, Pixels, Rows, Tokens, run_method, to_numpy
 from clipcheck.backends.dealing import Sizes, batches_of, fixed_sizes, run_in_batches
@@ -25,7 +26,7 @@ from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.checkpoints.records import MappedFile, Records
 from clipcheck.errors import RunError
 from clipcheck.gates.integrity import Evidence
-from clipcheck.gates.result import ENCODERS, LOGITS, OUTPUTS
+from clipcheck.gates.result import ENCODERS, LOGITS, MEANT, OUTPUTS
 from clipcheck.inputs.examples import Preprocessing
 from clipcheck.system import torchscript_support
 
@@ -146,7 +147,8 @@ class Archive(ModuleBackend):
         self.patched = facts.patched
         self._sizes = source.sizes
         self._fixed: dict[str, Sizes] = {}
-        if not isinstance(source.checkpoint.model, LibraryArchitecture):
+        self._of_library = isinstance(source.checkpoint.model, LibraryArchitecture)
+        if not self._of_library:
             self.preprocessing = _preprocessing_of(facts, self._sizes)
 
     @property
@@ -251,6 +253,25 @@ class Archive(ModuleBackend):
     def absent(self) -> frozenset[str]:
         """Return the outputs that no method has."""
         return frozenset(OUTPUTS).difference(*self.methods.values())
+
+    @cached_property
+    def normalised(self) -> frozenset[str]:
+        """Names of its normalised features. Encoders of the reference's own model give others, by
+        their interface; those of a library may do either, such as CoCa's."""
+        if not self._of_library:
+            return frozenset()
+        with suppress(RunError):  # the run reports it
+            return signature.normalised(self.outputs(*signature.probe((None, None), self._sizes)))
+        return frozenset()
+
+    @property
+    def mapping(self) -> tuple[str, ...]:
+        """Its normalised features."""
+        return tuple(
+            f"{MEANT[name]}: normalised, as are the reference's that they are compared with"
+            for name in OUTPUTS
+            if name in self.normalised
+        )
 
     def _by_forward_alone(self, encoder: str) -> bool:
         methods = self.methods

@@ -16,10 +16,11 @@ def inspect(
     from clipcheck.checkpoints.checkpoint import Checkpoint
     from clipcheck.checkpoints.opening import open_subject
     from clipcheck.checkpoints.told import named
+    from clipcheck.families.registry import verified
     from clipcheck.report.inspection import render
 
     told = None if architecture is None else named(architecture)
     opened = open_subject(checkpoint, download_root, key=key, told=told)
     if isinstance(opened, Checkpoint):
-        opened.verify()
+        opened = verified(opened)
     print_line(render(opened))

@@ -89,6 +89,20 @@ def by_library(checkpoint: Checkpoint) -> Checkpoint:
     return replace(checkpoint, tensors=weights, naming=naming)
 
 
+def verified(checkpoint: Checkpoint) -> Checkpoint:
+    """Return a checkpoint with the keys of `by_library`, after comparing its checksums and
+    requiring finite weights: a mask, which is infinite, is no weight.
+
+    Raises:
+        ArchitectureError: its weights do not fit the library's model.
+        DamagedError: a record was altered.
+        NotFiniteError: a weight is NaN or infinite; the message names the keys.
+    """
+    found = by_library(checkpoint)
+    found.verify()
+    return found
+
+
 def over(
     model: Architecture | LibraryArchitecture, weights: Mapping[str, torch.Tensor]
 ) -> DualEncoder:

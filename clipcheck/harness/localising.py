@@ -22,6 +22,7 @@ from clipcheck.checkpoints.formats import require_found
 from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.checkpoints.opening import open_pair
 from clipcheck.errors import RunError, UnfitError, UsageError
+from clipcheck.families.registry import verified
 from clipcheck.gates.distance import Ruler
 from clipcheck.gates.localisation import Localisation, Tower, tower_of
 from clipcheck.gates.optimised import Optimised
@@ -140,9 +141,9 @@ def localize(
         require_found(reference)
     subject, other = open_pair(name, reference, download_root, key=key, architecture=options.told)
     program = isinstance(subject, Program)
-    for each in (subject, other):
-        if isinstance(each, Checkpoint):
-            each.verify()
+    if isinstance(subject, Checkpoint):
+        subject = verified(subject)
+    other = other and verified(other)
     choice = _only(options.choices) or Choice(default_for(subject.format) or OF_ARCHIVES)
     require_runs(choice, subject)
     say(f"{name}: loading both models on {target} in {dtype}")

@@ -35,7 +35,7 @@ from clipcheck.checkpoints.formats import require_found
 from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.checkpoints.opening import open_pair, weights_of
 from clipcheck.errors import ClipcheckError, UnfitError, UsageError
-from clipcheck.families.registry import by_library, dimensions_of, sizes_of, summary_of
+from clipcheck.families.registry import dimensions_of, sizes_of, summary_of, verified
 from clipcheck.gates.agreement import agreement_with_float64
 from clipcheck.gates.alternative import Departure
 from clipcheck.gates.budget import inputs_for
@@ -247,15 +247,14 @@ class Judge:
                     remedy=f"Leave {ASKED} out.",
                     path=subject.path,
                 )
-            subject = by_library(subject)
             draft.add(origin=str(subject.origin) or None)
-            subject.verify()
+            subject = verified(subject)
         released = registry.by_sha256(subject.sha256)
         draft.add(sha256=subject.sha256, released=released.name if released else None)
         of = weights_of(subject, reference)
         draft.add(computes=_computes(of, draft.judgement.released), asked_architecture=wanted)
         if reference is not None:
-            reference.verify()
+            reference = verified(reference)
             path = os.fspath(reference.path)
             origin = f" ({reference.origin})" if str(reference.origin) else ""
             draft.add(reference=f"eager of {path}{origin}", reference_checkpoint=path)

@@ -33,7 +33,7 @@ from clipcheck.checkpoints.formats import require_found
 from clipcheck.checkpoints.opening import open_subject, require_told
 from clipcheck.checkpoints.told import named
 from clipcheck.errors import PinError, UnavailableError, UnfitError, UsageError
-from clipcheck.families.registry import by_library, sizes_of
+from clipcheck.families.registry import sizes_of, verified
 from clipcheck.families.sizes import Sizes
 from clipcheck.gates.agreement import agreement_with_float64
 from clipcheck.gates.budget import decidable, inputs_for
@@ -173,8 +173,7 @@ class PinnedJudge:
         draft.add(path=os.fspath(subject.path))
         if isinstance(subject, Checkpoint):
             require_told(subject)
-            subject = by_library(subject)
-            subject.verify()
+            subject = verified(subject)
             _require_sizes(sizes_of(subject.model), self.pin.header.sizes, subject)
             draft.add(origin=str(subject.origin) or None)
         released = registry.by_sha256(subject.sha256)

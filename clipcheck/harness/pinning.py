@@ -18,7 +18,7 @@ from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.checkpoints.opening import require_told, undecided
 from clipcheck.checkpoints.told import named
 from clipcheck.errors import RunError, UnfitError, UsageError
-from clipcheck.families.registry import by_library, dimensions_of, sizes_of, summary_of
+from clipcheck.families.registry import dimensions_of, sizes_of, summary_of, verified
 from clipcheck.gates.budget import decidable, inputs_for, parse_budget
 from clipcheck.gates.fingerprints import Fingerprints, fingerprints_of
 from clipcheck.gates.metrics import row_rms, unit
@@ -103,8 +103,7 @@ def make_pin(
     with span.apart():  # a download shows its own bar
         told = None if architecture is None else named(architecture)
         opened = open_checkpoint(checkpoint, download_root, key=key, told=told)
-    found, computes = _told(by_library(opened), isolation)
-    found.verify()
+    found, computes = _told(verified(opened), isolation)
     inputs = inputs_of(found.model)
     weights = fingerprints_of((key, stored_of(each)) for key, each in found.tensors.items())
     sizes = sizes_of(found.model)

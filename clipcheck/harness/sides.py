@@ -15,7 +15,7 @@ from clipcheck.backends.sandboxes import sandbox_for
 from clipcheck.checkpoints.checkpoint import Checkpoint, Program
 from clipcheck.checkpoints.opening import open_pair, require_told
 from clipcheck.errors import RunError, UsageError
-from clipcheck.families.registry import by_library, sizes_of
+from clipcheck.families.registry import sizes_of, verified
 from clipcheck.gates.result import ENCODERS
 from clipcheck.gates.tolerances import LIMITS
 from clipcheck.inputs.batches import Batch, Inputs
@@ -127,8 +127,7 @@ def _checkpoint(path: str | os.PathLike[str], architecture: str | None) -> Check
             path=opened.path,
         )
     require_told(opened)
-    opened.verify()
-    return by_library(opened)
+    return verified(opened)
 
 
 def open_reference(side: Side, batch: Batch) -> OpenReference:

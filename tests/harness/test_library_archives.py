@@ -60,6 +60,8 @@ def traced(model: DualEncoder, architecture: LibraryArchitecture, path: Path) ->
         warnings.simplefilter("ignore")
         if architecture.library == "open_clip":
             methods = {"encode_image": pixels, "encode_text": ids, "forward": (pixels, ids)}
+            if model.forward_pairs:
+                del methods["forward"]
             found = torch.jit.trace_module(own, methods, check_trace=False)
         else:
             own.config.return_dict = False  # type: ignore[union-attr]
@@ -165,6 +167,19 @@ def test_a_scripted_archive_of_coca_is_refused_with_what_to_trace(tmp_path: Path
         script = torch.jit.script(build(small("coca")).own())
     found = judged(save(script, tmp_path / "model.pt"), tmp_path / "folder")
     assert "it has no encode_image and encode_text, which would be judged" in str(found.error)
+
+
+def test_an_archive_of_coca_may_normalise_its_features_and_has_masks(tmp_path: Path) -> None:
+    """Its encoders normalise by default; its causal masks are infinite, and no weights."""
+    write_folder(small("coca"), tmp_path / "folder")
+    path = traced(build(small("coca")), small("coca"), tmp_path / "model.pt")
+    found = judged(path, tmp_path / "folder", select=["fidelity", "integrity"])
+    assert failed(found) == set()
+    assert [each.split(",")[0] for each in found.mapping] == [
+        "image features: normalised",
+        "text features: normalised",
+    ]
+    assert localize(path, reference=tmp_path / "folder", isolation="none").passed
 
 
 @parametrize("kind", ["siglip", "chinese_clip", "align", "metaclip_2", "aimv2"], quick=2)

@@ -10,7 +10,7 @@ from functools import partial
 
 import torch
 
-from clipcheck.backends.forward import Sizes, outputs_of
+from clipcheck.backends.forward import Sizes, is_normalised, outputs_of
 from clipcheck.backends.reference import Reference, exact_arithmetic
 from clipcheck.backends.runner import Shows
 from clipcheck.backends.source import Source
@@ -114,6 +114,8 @@ class _Walker:
             self._compare_features(method, found, pair)
 
     def _compare_features(self, method: str, found: torch.Tensor, expected: Pair) -> None:
+        if is_normalised(found):
+            expected = Pair(_unit(expected.own), _unit(expected.exact))
         self._judge.errors.append(_error(method, method, found, expected))
         self._features[method] = self._twins.pair(found)
 
@@ -164,6 +166,10 @@ def tower_in(model: DualEncoder, name: str) -> Tower:
     if name in (FORWARD, *OF_LOGITS):
         return "logits"
     return "image" if name == "encode_image" or model.is_visual(f"{name}.") else "text"
+
+
+def _unit(features: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.normalize(features, dim=-1)
 
 
 def _error(name: str, method: str, got: torch.Tensor, expected: Pair) -> ModuleError:
