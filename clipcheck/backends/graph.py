@@ -159,9 +159,11 @@ NAMELESS = "the program does not tell which of its operations they are"
 def find_calls(graph: Graph, modules: Modules, pixels: Collection[str]) -> Calls:
     """Find the calls of modules in a graph.
 
-    A module with weights is left out where no operation takes one of them by its name; one that is
-    known by its weights alone, where the operation of one of them is missing; and one from which
-    tensors leave and enter it again. Two modules are one call where the second one's only operation
+    An operation without a path lost it to a rewrite of the exporter, such as several slices in one
+    split: it is in the module whose tensors it takes and returns. A module with weights is left out
+    where no operation takes one of them by its name; one that is known by its weights alone, where
+    the operation of one of them is missing; and one from which tensors leave and enter it again
+    through other modules. Two modules are one call where the second one's only operation
     takes the weights of the first: an exporter folded a BatchNorm into its convolution. Modules
     merged in other ways are left out.
 
@@ -191,6 +193,7 @@ class _Search:
     _by_weights: set[str] = field(default_factory=set)
     _taken: set[str] = field(default_factory=set)
     merged: set[str] = field(default_factory=set)
+    _nameless: set[int] = field(default_factory=set)
     _pairs: dict[tuple[str, str], list[int]] = field(default_factory=dict)
 
     def calls(self) -> Iterator[Call]:
@@ -202,8 +205,11 @@ class _Search:
             keys = {key for key in self.modules.keys if key.startswith(f"{name}.")}
             if not keys <= self._taken:
                 nameless.add(name)
-        for name, numbers in self._nodes.items():
-            if name not in self.merged and name not in nameless and self._is_whole(numbers):
+        for name, known in self._nodes.items():
+            if name in self.merged or name in nameless:
+                continue
+            numbers = known if name in self._by_weights else self._with_nameless(known)
+            if self._is_whole(numbers):
                 call = self._call(name, numbers)
                 if call.inputs and call.outputs:
                     yield call
@@ -222,6 +228,8 @@ class _Search:
         keys = {key for name in weights if (key := self.modules.key(name, visual))}
         owners = {owner for key in keys if (owner := self.modules.around(key))}
         self._taken |= keys
+        if not chain and not owners:
+            self._nameless.add(number)
         if not chain and len(owners) == 1:
             chain = self.modules.chain(next(iter(owners)))
             self._by_weights.update(chain)
@@ -234,6 +242,31 @@ class _Search:
         if len(owners) == len(others) == 1 and chain:
             (other,) = others
             self._pairs.setdefault((other, chain[0]), []).append(number)
+
+    def _with_nameless(self, numbers: list[int]) -> list[int]:
+        """Add the operations without a path that lie between these."""
+        inside, behind = set(numbers), set(numbers)
+        between = range(numbers[0], numbers[-1] + 1)
+        for number in between:
+            if number in self._nameless and not behind.isdisjoint(self._makers(number)):
+                behind.add(number)
+        for number in reversed(between):
+            if number in behind - inside and any(
+                not inside.isdisjoint(self._users.get(each, ()))
+                for each in self.graph.nodes[number].outputs
+            ):
+                inside.add(number)
+        return sorted(inside)
+
+    def _makers(self, number: int) -> set[int]:
+        """Return the numbers of the operations whose tensors an operation takes."""
+        names = self.graph.nodes[number].inputs
+        return {self._made[name] for name in names if name in self._made}
+
+    @cached_property
+    def _made(self) -> Mapping[str, int]:
+        """By tensor, the number of the operation that returns it."""
+        return {o: number for number, node in enumerate(self.graph.nodes) for o in node.outputs}
 
     def _is_whole(self, numbers: Sequence[int]) -> bool:
         """Tell whether no tensor that enters these operations depends on one that leaves them."""

@@ -62,8 +62,9 @@ class Connection:
 
     @property
     def by_rows(self) -> bool:
-        """Whether it depends on which dimension counts the rows."""
-        return self.compute not in (_same, _add)
+        """Whether it depends on which dimension counts the rows; a sum does, as one of its operands
+        may have the rows first."""
+        return not self.passes
 
 
 def connections(model: eager.CLIP) -> Iterator[Connection]:

@@ -81,16 +81,37 @@ def test_modules_that_are_fused_in_other_ways_are_left_out() -> None:
 
 
 def test_a_module_whose_tensors_leave_it_and_come_back_is_left_out() -> None:
-    """As an attention whose weights are known, but not its softmax."""
     nodes = (
         node("m.visual.conv1", ["pixels", "m.visual.conv1.weight"], "x"),
-        node("", ["x", "constant"], "x1"),
+        node("m.visual.block", ["x", "constant"], "x1"),
         node("m.visual.conv1", ["x1", "constant"], "y"),
     )
-    assert not find_calls(of(*nodes), MODULES, ["pixels"]).calls
-    beside = node("", ["pixels", "constant"], "x1")
-    (found,) = find_calls(of(nodes[0], beside, nodes[2]), MODULES, ["pixels"]).calls
+    calls = find_calls(of(*nodes), MODULES, ["pixels"]).calls
+    assert [call.module for call in calls] == ["visual.block"]
+    beside = node("m.visual.block", ["pixels", "constant"], "x1")
+    found, _ = find_calls(of(nodes[0], beside, nodes[2]), MODULES, ["pixels"]).calls
     assert found.inputs == ("pixels", "x1")
+
+
+def test_operations_without_a_path_are_in_the_module_that_they_lie_between() -> None:
+    """As the split that an exporter makes of the slices of query, key and value."""
+    first = node("m.visual.conv1", ["pixels", "m.visual.conv1.weight"], "x")
+    between = (node("", ["x"], "x1"), node("", ["x1", "constant"], "x2"))
+    last = node("m.visual.conv1", ["x2", "constant"], "y")
+    beside = node("", ["x1"], "z")
+    inside = Call("visual.conv1", ("pixels",), ("y",), 0)
+    assert find_calls(of(first, *between, last), MODULES, ["pixels"]).calls == [inside]
+    # One that leads nowhere in it takes a tensor that leaves the module.
+    (call,) = find_calls(
+        of(first, *between, last, beside, node("", ["z"], "z1")), MODULES, ["pixels"]
+    ).calls
+    assert set(call.outputs) == {"x1", "y"}
+    # Without paths, the end of a module is not known: its last operation may take no weight.
+    known = [replace(each, scope="") for each in (first, *between)]
+    known.append(node("", ["x2", "m.visual.bn1.weight"], "y"))
+    weights = ["m.visual.conv1.weight", "m.visual.bn1.weight", "constant"]
+    block = Modules(["visual"], {weight[2:] for weight in weights[:2]}, MODULES.is_visual)
+    assert find_calls(Graph(known, ["pixels"], ["y"], weights), block, ["pixels"]).calls == []
 
 
 def test_a_module_known_by_its_weights_alone_must_have_them_all() -> None:

@@ -2,11 +2,10 @@
 
 A `Judge` compares every module on the input that the archive gives it. The walk also compares these
 inputs: each must follow from earlier outputs by the eager model's steps (`connections`). If the
-    archive
-does not call a module by name, the eager module takes its place, so that no step is left out.
+archive does not call a module by name, the eager module takes its place: no step is left out.
 
-Kept are the tensors of the running residual block and the one before, and the outputs of the
-towers' last modules.
+Kept are the tensors of each tower's last two residual blocks so far, and the outputs of the
+towers' last modules: a program returns features of images when both towers have run.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from clipcheck.families.connections import (
     End,
     connections,
 )
-from clipcheck.gates.localisation import FORWARD, Failure, Localisation, localise
+from clipcheck.gates.localisation import FORWARD, Failure, Localisation, localise, tower_of
 from clipcheck.gates.modules import Coverage, ModuleError, ratio, ratios
 from clipcheck.gates.result import ENCODERS, FEATURES, LOGITS
 from clipcheck.gates.tolerances import EXTREME, Limits
@@ -488,23 +487,25 @@ class _Held:
         self._blocks = blocks
         self._stay = stay
         self._tensors: dict[End, list[torch.Tensor]] = {}
-        self._recent = ["", ""]
+        self._recent = {True: ["", ""], False: ["", ""]}
 
     def begin(self, given: Mapping[End, torch.Tensor]) -> None:
         """Keep only the inputs of a method."""
         self._tensors = {end: [tensor] for end, tensor in given.items()}
-        self._recent = ["", ""]
+        self._recent = {True: ["", ""], False: ["", ""]}
 
     def enter(self, end: End) -> None:
-        """Drop the tensors that are of neither this block nor the one before."""
+        """Drop the tensors of its tower that are of neither this block nor the one before."""
         block = self._whole(end)
-        if end.side == "model" or block == self._recent[-1]:
+        recent = self._recent[tower_of(block) == "image"]
+        if end.side == "model" or block == recent[-1]:
             return
-        self._recent = [self._recent[-1], block]
+        recent[:] = [recent[-1], block]
+        kept = {name for names in self._recent.values() for name in names}
         self._tensors = {
             end: tensors
             for end, tensors in self._tensors.items()
-            if end.side == "model" or end.name in LAST or self._whole(end) in self._recent
+            if end.side == "model" or end.name in LAST or self._whole(end) in kept
         }
 
     def keep(self, end: End, tensors: Tensors) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +16,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from clipcheck.audit.faults import CLEAN, FAULTS
+from clipcheck.audit.faults.steps import attend, out_projection, split
 from clipcheck.backends import archives
 from clipcheck.backends.archives import Inside
 from clipcheck.checkpoints.architecture import Architecture, ViT
 from clipcheck.checkpoints.formats import open_checkpoint
-from clipcheck.families.connections import LAST
-from clipcheck.gates.localisation import Localisation
+from clipcheck.families.connections import LAST, End
+from clipcheck.gates.localisation import Localisation, tower_of
 from clipcheck.gates.tolerances import LIMITS
 from clipcheck.harness.judging import inputs_of
 from clipcheck.harness.modules import walk as walking
@@ -297,7 +299,7 @@ def test_behind_the_first_departure_of_a_tower_nothing_is_run(
     assert "transformer.resblocks.0.mlp.gelu" in ran
 
 
-def test_no_more_is_held_than_two_blocks_and_the_ends_of_the_towers(
+def test_no_more_is_held_than_two_blocks_of_each_tower_and_the_ends_of_the_towers(
     walked: Walked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     most: list[set[str]] = []
@@ -309,7 +311,19 @@ def test_no_more_is_held_than_two_blocks_and_the_ends_of_the_towers(
 
     monkeypatch.setattr(walking._Held, "keep", watched)
     assert not walked(small("tiny-vit")).found
-    assert max(len(held - set(LAST)) for held in most) == 2
+    towers = [Counter(map(tower_of, held - set(LAST))) for held in most]
+    assert max(each for tower in towers for each in tower.values()) == 2
+
+
+def test_the_end_of_one_tower_is_kept_while_the_other_one_runs() -> None:
+    """A program returns the features of both towers behind both."""
+    held = walking._Held({}, stay=True)
+    held.begin({})
+    for name in ("visual.0", "visual.1", "visual.2", "0", "1", "2"):
+        held.enter(End(name, "out"))
+        held.keep(End(name, "out"), [torch.zeros(1)])
+    kept = [name for name in ("visual.0", "visual.2", "0", "2") if held.tensors(End(name, "out"))]
+    assert kept == ["visual.2", "2"]
 
 
 def test_the_same_rows_in_another_order_are_distinguished_from_other_rows() -> None:
@@ -411,6 +425,36 @@ def test_the_sums_after_attention_and_after_the_mlp_are_distinguished(walked: Wa
 
     block = "visual.transformer.resblocks.0"
     assert named(walked(VIT, alter)) == [(block, "residual sum behind attn")]
+
+
+def test_an_attention_that_is_not_shown_is_judged_by_the_sum_behind_it(
+    walked: Walked,
+) -> None:
+    """The sum behind it has operands in two layouts: embeddings have the rows first."""
+
+    def without(faulty: bool) -> Alter:
+        def alter(model: Any) -> None:
+            (block,) = model.visual.transformer.resblocks
+            attention = block.attn
+
+            def forward(x: Tensor) -> Tensor:
+                bias = None if faulty else attention.in_proj_bias
+                y = functional.linear(block.ln_1(x), attention.in_proj_weight, bias)
+                q, k, v = (split(each, attention.heads) for each in y.chunk(3, dim=-1))
+                y = attend(q, k, v, None).transpose(0, 1).contiguous()
+                y = y.view(x.shape[0], x.shape[1], x.shape[2])
+                x = x + out_projection(attention, y)
+                return x + block.mlp(block.ln_2(x))
+
+            model.visual.transformer.forward = forward
+
+        return alter
+
+    assert not walked(VIT, without(faulty=False)).found
+    block = "visual.transformer.resblocks.0"
+    ((module, part),) = named(walked(VIT, without(faulty=True)))
+    assert module == f"{block}.attn"
+    assert part == "itself, or residual sum behind attn"
 
 
 def test_modules_over_whole_sequences_and_over_what_was_pooled_before_are_walked_through(

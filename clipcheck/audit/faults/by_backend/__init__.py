@@ -11,6 +11,7 @@ as well.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 
 from torch import nn
@@ -33,7 +34,9 @@ from clipcheck.audit.faults.by_backend.programs import (
     write_rounded,
     write_unfolded,
 )
+from clipcheck.audit.faults.planting import blocks, within
 from clipcheck.audit.faults.variant import CLEAN_FAMILY, PlantSource, Variant
+from clipcheck.audit.faults.where import IMAGE_FEATURES, LOGITS, POOLED, Where
 from clipcheck.checkpoints.architecture import ResNet, ViT
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.checkpoints.library import LibraryArchitecture
@@ -49,8 +52,9 @@ def _variant(
     kinds: tuple[type, ...] = (ViT, ResNet),
     dtype: str = "float32",
     like: str = "",
+    places: tuple[Where, ...] | None = None,
 ) -> Variant:
-    """Describe a variant; one that alters the same as a fault of archives has its places."""
+    """Describe a variant; one that is ``like`` a fault of archives has its places."""
     return Variant(
         name=name,
         family=family,
@@ -58,7 +62,7 @@ def _variant(
         plants=plants,
         kinds=kinds,
         dtype=dtype,
-        places=fault_named(like).places if like else None,
+        places=fault_named(like).places if like else places,
     )
 
 
@@ -67,6 +71,9 @@ def _of_archive(variant: Variant) -> Variant:
     or clean variants."""
     if variant.plant is None:
         raise TypeError(f"expected a variant of an archive's modules, found {variant.name}")
+    places = variant.places
+    if places and variant.name in _CALLED_TWICE:
+        places = tuple(replace(where, part="") for where in places)
     return Variant(
         name=variant.name,
         family=variant.family,
@@ -74,7 +81,7 @@ def _of_archive(variant: Variant) -> Variant:
         plants=_all(of_archive(variant.plant), *_PROGRAMS),
         kinds=variant.kinds,
         dtype="float32",
-        places=variant.places,
+        places=places,
     )
 
 
@@ -85,6 +92,11 @@ def _all(plant: PlantSource, *backends: str) -> dict[str, PlantSource]:
 def _to(kind: type[nn.Module], of: type[nn.Module]) -> PlantSource:
     return in_model(models.each(of, kind))
 
+
+_ATTENTIONS = (Where(within(blocks, "attn")),)
+_CALLED_TWICE = ("text-block-twice",)
+"""Faults that call a module twice. In a program both calls are one: the module itself departs, not
+what it is given."""
 
 _TRANSFORMERS = partial(in_config, Format.TRANSFORMERS)
 _OPEN_CLIP = partial(in_config, Format.OPEN_CLIP)
@@ -171,6 +183,7 @@ BACKEND_FAULTS: tuple[Variant, ...] = (
         "attention",
         "opset 12 versus 13: the axis of Softmax has another meaning",
         _all(in_graph(graphs.softmax_over_queries), *_GRAPHS),
+        places=(*_ATTENTIONS, Where("visual.attnpool")),
     ),
     _variant(
         "computes-in-bfloat16",
@@ -183,6 +196,7 @@ BACKEND_FAULTS: tuple[Variant, ...] = (
         "precision",
         "a fused attention with scores in float16",
         _all(_to(models.HalfScores, eager.ResidualAttentionBlock), *_EXPORTS),
+        places=_ATTENTIONS,
     ),
     _variant(
         "query-and-key-swapped",
@@ -237,6 +251,7 @@ BACKEND_FAULTS: tuple[Variant, ...] = (
             "export": in_program("rounded.pt2", write_rounded),
             **_all(in_graph(graphs.constants_in_half), *_GRAPHS),
         },
+        places=(Where("visual.conv1"), Where("token_embedding")),
     ),
     _variant(
         "convolutions-folded-in-half",
@@ -244,6 +259,7 @@ BACKEND_FAULTS: tuple[Variant, ...] = (
         "a normalisation is folded into its convolution in float16",
         _all(in_graph(graphs.convolutions_in_half), *_GRAPHS),
         kinds=(ResNet,),
+        places=(Where("visual.conv1"),),
     ),
     _variant(
         "pads-behind-alone",
@@ -254,6 +270,7 @@ BACKEND_FAULTS: tuple[Variant, ...] = (
             **_all(in_graph(graphs.pad_behind), *_GRAPHS),
         },
         kinds=(ResNet,),
+        places=(Where("visual.conv1"),),
     ),
     _variant(
         "normalises-by-batch",
@@ -294,6 +311,7 @@ BACKEND_FAULTS: tuple[Variant, ...] = (
         "pooling",
         "a tracer that made the end position of the example's texts a constant",
         _all(in_model(models.as_class(models.FixedEnd)), "trace", "export"),
+        places=POOLED,
     ),
     _variant(
         "end-of-text-by-start-token",
@@ -315,6 +333,7 @@ BACKEND_FAULTS: tuple[Variant, ...] = (
             **_all(in_model(models.as_class(models.Unexponentiated)), *_EXPORTS),
             **_all(in_weights(libraries.scale_is_logarithm), *_LIBRARIES),
         },
+        places=LOGITS,
     ),
     _variant(
         "logit-scale-exponentiated-twice",
@@ -330,6 +349,7 @@ BACKEND_FAULTS: tuple[Variant, ...] = (
             **_all(in_model(models.as_class(models.Normalised)), "trace", "script"),
             **_all(in_graph(graphs.normalised), *_GRAPHS),
         },
+        places=IMAGE_FEATURES,
     ),
     *(
         _of_archive(fault)
