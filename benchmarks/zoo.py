@@ -239,7 +239,9 @@ def write(name: str, found: Architecture | LibraryArchitecture, folder: Path) ->
         write_folder(found, folder)
     else:
         weights = synthesize(found)
-        drawn = Checkpoint(folder, Format.STATE_DICT, found, weights, told="drawn here")
+        drawn = Checkpoint(
+            path=folder, format=Format.STATE_DICT, model=found, tensors=weights, told="drawn here"
+        )
         (write_open_clip if name.startswith(OPEN_CLIP) else write_transformers)(drawn, folder)
 
 
@@ -254,7 +256,12 @@ def judged(chosen: Sequence[str], arguments: argparse.Namespace) -> Sequence[Uni
     backends = tuple(arguments.backend or BACKENDS)
     entries = [
         # Like models of a hub: a worker makes them, judges them and deletes them.
-        Entry(name, Source("hub", f"seeded/{depth}/{name}"), backends, ("cpu",))
+        Entry(
+            label=name,
+            source=Source("hub", f"seeded/{depth}/{name}"),
+            backends=backends,
+            devices=("cpu",),
+        )
         for name in chosen
     ]
     options = CheckOptions(examples=arguments.examples, isolation="none", cache=False)

@@ -39,7 +39,9 @@ def load(name: str) -> Any:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     weights = {k: t.float() if t.is_floating_point() else t for k, t in minute_weights().items()}
     path = tmp_path_factory.mktemp("examples") / "model.safetensors"
-    return Checkpoint(path, Format.SAFETENSORS, MINUTE, weights, told="a test")
+    return Checkpoint(
+        path=path, format=Format.SAFETENSORS, model=MINUTE, tensors=weights, told="a test"
+    )
 
 
 def test_every_example_is_listed_and_tested() -> None:

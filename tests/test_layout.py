@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,33 @@ def asked_for_backends(path: Path) -> list[str]:
 def test_callers_ask_a_backend_for_a_capability_and_not_for_its_class_or_name() -> None:
     callers = [path for path in files() if room_of(path) != "backends"]
     assert [each for path in callers for each in asked_for_backends(path)] == []
+
+
+def positional_arguments(node: ast.ClassDef) -> int:
+    """Return how many arguments the constructor takes by position, as far as the class says."""
+    decorators = [
+        ast.unparse(each) for each in node.decorator_list if "dataclass" in ast.unparse(each)
+    ]
+    for each in node.body:
+        if isinstance(each, ast.FunctionDef) and each.name == "__init__":
+            return len(each.args.args) - 1
+    if not decorators or any("kw_only=True" in each for each in decorators):
+        return 0
+    fields = [each for each in node.body if isinstance(each, ast.AnnAssign)]
+    types = [
+        ast.unparse(each.annotation) for each in fields if "init=False" not in ast.unparse(each)
+    ]
+    by_position = takewhile(lambda each: "KW_ONLY" not in each, types)
+    return sum("ClassVar" not in each for each in by_position)
+
+
+def test_constructors_of_more_than_five_arguments_take_them_by_name() -> None:
+    assert [
+        f"{path.name}:{node.lineno}: {node.name}"
+        for path in files()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef) and positional_arguments(node) > 5
+    ] == []
 
 
 def test_every_room_is_in_the_list_and_few_files_stand_beside_them() -> None:

@@ -58,7 +58,7 @@ CATALOGUE = (
 judges, in this order."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """One variant, to be planted into one backend of one model.
 
@@ -169,7 +169,16 @@ def _jobs(
         model: _COPIES * 4 * parameters_of(model_named(model.architecture)) for model in models
     }
     return [
-        Job(number, *each, share, localize, memory[each[0]]) for number, each in enumerate(planned)
+        Job(
+            number=number,
+            model=model,
+            backend=backend,
+            place=place,
+            threads=share,
+            localize=localize,
+            memory=memory[model],
+        )
+        for number, (model, backend, place) in enumerate(planned)
     ]
 
 

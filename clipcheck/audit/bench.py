@@ -151,14 +151,14 @@ class Bench:
         failed = [gate for gate in gates if not gate.passed]
         model = self.model
         return Finding(
-            variant.name,
-            variant.family,
-            variant.reason,
-            variant.clean,
-            model.architecture,
-            model.seed,
-            model.weights,
-            model.dtype,
+            name=variant.name,
+            family=variant.family,
+            reason=variant.reason,
+            clean=variant.clean,
+            architecture=model.architecture,
+            seed=model.seed,
+            weights=model.weights,
+            dtype=model.dtype,
             gate=max(failed, key=lambda gate: gate.margin).name if failed else None,
             margin=max(gate.margin for gate in gates if gate.judged),
             classic_caught=not assertion.passed,
@@ -214,7 +214,7 @@ class Bench:
     def _classic(self, cases: Sequence[Case]) -> GateResult:
         """Assert the probabilities; a single tower has none, so that its assertion cannot fail."""
         if not expected_outputs(cases, LOGITS):
-            return GateResult("allclose", True, "no logits to compare")
+            return GateResult(name="allclose", passed=True, message="no logits to compare")
         return allclose(cases, self._limits)
 
     @contextmanager
@@ -295,7 +295,15 @@ class Bench:
         )
         folder = self._folder
         return Setting(
-            Source(self._checkpoint, model, CPU, dtype, {}, folder, Artefacts(None, folder)),
+            Source(
+                checkpoint=self._checkpoint,
+                model=model,
+                device=CPU,
+                dtype=dtype,
+                options={},
+                scratch=folder,
+                artefacts=Artefacts(None, folder),
+            ),
             trial,
             Trial.of(reference, [classic(inputs)], dtype, Stopwatch()),
         )

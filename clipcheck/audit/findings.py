@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from clipcheck.gates.localisation import Localisation
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Finding:
     """Verdict of the gates on one variant, in one architecture, with one set of weights.
 

@@ -220,9 +220,9 @@ def _opened(
     def weights(receive: Receive) -> None:
         """They are built in."""
 
-    return Opened(declared, run, weights)
+    return Opened(declared=declared, run=run, weights=weights)
 
 
 def _unknown(_: Opened, __: bool) -> Evidence:
     """Return no evidence of weights: they are compiled in."""
-    return Evidence(None)
+    return Evidence(weights=None)

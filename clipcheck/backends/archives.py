@@ -178,7 +178,7 @@ class Apart(OfArchive):
         memory.seal()
         sandbox.share(memory)
         memory.close()
-        compared = _Compared(checkpoint, dtypes(checkpoint, dtype), memory)
+        compared = _Compared(checkpoint=checkpoint, wanted=dtypes(checkpoint, dtype), memory=memory)
 
         def load() -> None:
             self.model = load_eager(checkpoint, device, dtype, Arena(memory.buffer))
@@ -286,7 +286,7 @@ class _Other:
         return self.kind
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Compared:
     """Compares the interpreter's weights as they arrive, and answers where the eager model's are.
 
@@ -364,8 +364,8 @@ def _facts(message: Message) -> Facts:
     if not all(value is None or type(value) is int for value in dimensions.values()):
         raise _no_facts("its dimensions")
     return Facts(
-        message.get("scripted") is True,
-        {method: frozenset(_texts(used[method])) for method in METHODS if method in used},
+        scripted=message.get("scripted") is True,
+        used={method: frozenset(_texts(used[method])) for method in METHODS if method in used},
         **dimensions,
         patched=_patched(message.get("patched")),
         forward_takes=tuple(_texts(message.get("forward_takes"))),
@@ -380,7 +380,14 @@ def _patched(value: Any) -> Patched:
         raise _no_facts("what it has rewritten in the code")
     devices, casts, kept = counts
     weights = tuple(_texts(found.get("weights")))
-    return Patched(device, None if dtype is None else str(dtype), weights, devices, casts, kept)
+    return Patched(
+        device=device,
+        dtype=None if dtype is None else str(dtype),
+        weights=weights,
+        devices=devices,
+        casts=casts,
+        kept=kept,
+    )
 
 
 def _is_counts(value: Any) -> bool:

@@ -343,7 +343,7 @@ class Backend(ABC):
 
     def evidence(self) -> Evidence:
         """Return the evidence for the gate ``integrity``. Call it after it has run."""
-        return Evidence(None, doubts=["nothing is known of how the candidate was made"])
+        return Evidence(weights=None, doubts=["nothing is known of how the candidate was made"])
 
     def close(self) -> None:  # noqa: B027 - many have nothing to close
         """Release everything that it opened. It cannot run any more."""
@@ -357,4 +357,4 @@ class Backend(ABC):
 
 def evidence_of_closed() -> Evidence:
     """Return the evidence of a closed backend: none."""
-    return Evidence(None, doubts=["the candidate was closed"])
+    return Evidence(weights=None, doubts=["the candidate was closed"])

@@ -71,7 +71,7 @@ class Clip(ModuleBackend):
             model.to(source.device)
             if source.dtype == "float32":
                 model.float()
-        return cls("clip", model, source.device, lambda: _evidence(source, model))
+        return cls("clip", model, source.device, evidence=lambda: _evidence(source, model))
 
 
 def import_clip() -> ModuleType:

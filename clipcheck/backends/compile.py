@@ -226,7 +226,7 @@ class Compile(Backend):
             return evidence_of_closed()
         compiled = _graphs() > self._graphs
         doubts = [] if compiled else ["nothing was compared: torch.compile compiled no graph"]
-        return Evidence(None, doubts)
+        return Evidence(weights=None, doubts=doubts)
 
     def close(self) -> None:
         """Free the compiled code."""

@@ -26,4 +26,4 @@ class Eager(ModuleBackend):
         def evidence() -> Evidence:
             return evidence_of(source.checkpoint, source.model.state_dict(), source.dtype)
 
-        return cls("eager", source.model, source.device, evidence)
+        return cls("eager", source.model, source.device, evidence=evidence)

@@ -107,7 +107,7 @@ class ExecuTorch(ProgramBackend):
             """Give none: ExecuTorch does not tell them."""
 
         declared = [_declared(number, each) for number, each in enumerate(inputs, 1)]
-        return Opened(declared, run, weights)
+        return Opened(declared=declared, run=run, weights=weights)
 
 
 def _declared(number: int, told: Any) -> Declared:

@@ -135,7 +135,12 @@ class Export(ProgramBackend):
             with torch.inference_mode():
                 return _run_part(module, dict(zip(names, inputs, strict=True)), leaving)
 
-        return Opened(declared, run, weights, inside=Inside(lambda: _graph(module), tap, part))
+        return Opened(
+            declared=declared,
+            run=run,
+            weights=weights,
+            inside=Inside(lambda: _graph(module), tap, part),
+        )
 
 
 def _graph(module: torch.fx.GraphModule) -> Graph:

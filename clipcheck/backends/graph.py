@@ -170,7 +170,7 @@ def find_calls(graph: Graph, modules: Modules, pixels: Collection[str]) -> Calls
     Args:
         pixels: names of the inputs of the image tower; all others are of the text tower.
     """
-    search = _Search(graph, modules, frozenset(pixels))
+    search = _Search(graph=graph, modules=modules, pixels=frozenset(pixels))
     found = list(search.calls())
     shown = {name for call in found for name in (call.module, call.last)}
     return Calls(
@@ -183,7 +183,7 @@ def find_calls(graph: Graph, modules: Modules, pixels: Collection[str]) -> Calls
     )
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Search:
     graph: Graph
     modules: Modules

@@ -57,7 +57,7 @@ def weights_evidence(
         folds: whether its exporter folds constants, so that some weights may be missing.
     """
     if weights is None:
-        return Evidence(None, program.doubts)
+        return Evidence(weights=None, doubts=program.doubts)
     from clipcheck.models.whole import PREFIX
 
     found, quantised = WeightsCompared(weights), Matching(weights)
@@ -74,9 +74,9 @@ def weights_evidence(
     program.weights(receive)
     lacking = found.lacking() if whole and not folds else {}
     return Evidence(
-        found.compared() or None,
-        program.doubts,
-        {**found.differing(), **lacking, **quantised.differing},
+        weights=found.compared() or None,
+        doubts=program.doubts,
+        differing={**found.differing(), **lacking, **quantised.differing},
         quantised=quantised.matched,
         tensors=quantised.tensors,
         levels=quantised.levels,

@@ -91,7 +91,7 @@ class InMemory(ModuleBackend):
 
     def evidence(self) -> Evidence:
         """Return the doubts for the gate ``integrity``."""
-        return Evidence(None, doubts=self.doubts)
+        return Evidence(weights=None, doubts=self.doubts)
 
 
 class Hooked:

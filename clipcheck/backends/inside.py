@@ -62,6 +62,7 @@ class InsideProgram:
 
     def __init__(
         self,
+        *,
         name: str,
         shown: Inside,
         run: Callable[[Sequence[Array]], Raw],
@@ -86,7 +87,7 @@ class InsideProgram:
         image = ["encode_image"] if "pixels" in kinds else []
         text = ["encode_text"] if "tokens" in kinds else []
         methods = (*image, *text, *(["forward"] if image and text else []))
-        self.facts = Facts(True, dict.fromkeys(methods, frozenset()))
+        self.facts = Facts(scripted=True, used=dict.fromkeys(methods, frozenset()))
 
     def listen(
         self,
@@ -200,7 +201,7 @@ class InsideTowers:
 
     def __init__(self, parts: Mapping[str, Shows]) -> None:
         self._parts = parts
-        self.facts = Facts(True, dict.fromkeys(parts, frozenset()))
+        self.facts = Facts(scripted=True, used=dict.fromkeys(parts, frozenset()))
 
     def listen(
         self,

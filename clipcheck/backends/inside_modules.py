@@ -86,7 +86,7 @@ class InsideModules:
     """
 
     of_program = True
-    facts = Facts(True, dict.fromkeys(METHODS, frozenset()))
+    facts = Facts(scripted=True, used=dict.fromkeys(METHODS, frozenset()))
 
     def __init__(
         self,

@@ -137,11 +137,15 @@ class Archive(ModuleBackend):
             for name, tensor in module.state_dict().items():
                 receive(name, tensor)
 
-        return Opened([Declared(each.name, None, "") for each in arguments], run, weights)
+        return Opened(
+            declared=[Declared(each.name, None, "") for each in arguments], run=run, weights=weights
+        )
 
     def __init__(self, source: Source, archive: OpenArchive) -> None:
         size = source.checkpoint.path.stat().st_size
-        super().__init__("jit", archive.runner, source.device, partial(_evidence, source), size)
+        super().__init__(
+            "jit", archive.runner, source.device, evidence=partial(_evidence, source), size=size
+        )
         self._runner = archive.runner
         facts = archive.runner.facts
         self.patched = facts.patched
@@ -327,7 +331,7 @@ def _evidence(source: Source) -> Evidence:
     if archive is None:
         raise ValueError("the source was loaded without its archive")
     known = Evidence(
-        archive.compared,
+        weights=archive.compared,
         doubts=_doubts(archive.runner.facts, source.model),
         differing=archive.differing,
     )

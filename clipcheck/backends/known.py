@@ -36,7 +36,7 @@ class Known:
         return f"known: {self.title} ({self.packages[0]} {self.versions}, {self.link})"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Pattern:
     """A failure, and how it is recognised.
 
@@ -100,7 +100,7 @@ def _pattern(entry: Mapping[str, Any]) -> Pattern:
         name: tuple(value) if isinstance(value, list) else value for name, value in entry.items()
     }
     known = Known(**{field.name: found.pop(field.name) for field in fields(Known)})
-    return Pattern(known, **found)
+    return Pattern(known=known, **found)
 
 
 def _within(versions: str, version: str | None) -> bool:

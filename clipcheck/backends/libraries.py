@@ -53,7 +53,7 @@ def evidence_of(
     counted = {key for key, spec in known if spec.kind != "buffer"}
     for key in (held.keys() & counted) - expected.keys():
         differing[key] = "the file does not have it"
-    return Evidence(len(expected), doubts=doubts, differing=differing)
+    return Evidence(weights=len(expected), doubts=doubts, differing=differing)
 
 
 def _unlike(

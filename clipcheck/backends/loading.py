@@ -153,17 +153,17 @@ def load_sides(
     else:
         model = load_eager(checkpoint, device, wanted)
     source = Source(
-        checkpoint,
-        model,
-        device,
-        dtype,
-        {},
-        scratch,
-        artefacts,
-        opened,
-        parts[0] if len(parts) == 1 else None,
-        tuple(parts) if len(parts) > 1 else (),
-        sandbox,
+        checkpoint=checkpoint,
+        model=model,
+        device=device,
+        dtype=dtype,
+        options={},
+        scratch=scratch,
+        artefacts=artefacts,
+        archive=opened,
+        program=parts[0] if len(parts) == 1 else None,
+        towers=tuple(parts) if len(parts) > 1 else (),
+        sandbox=sandbox,
         made_here=not parts,
         names=names or {},
     )

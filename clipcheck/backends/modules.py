@@ -42,6 +42,7 @@ class ModuleBackend(Backend):
         name: str,
         module: Any,
         device: torch.device,
+        *,
         evidence: Callable[[], Evidence] | None = None,
         size: int | None = None,
         inside: Shows | None = None,

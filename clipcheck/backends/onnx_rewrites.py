@@ -164,12 +164,12 @@ class _Both:
             found = _back(tensor, own, makers, lambda name: makers.get(name) in self._gone)
         replaced = [own[number] for number in found]
         return Rewrite(
-            tensor,
-            tuple(self._new[number].op_type for number in region) or (_CONSTANT,),
-            tuple(each.op_type for each in replaced),
-            tuple(each.name for each in replaced if each.name),
-            scope_of(own[makers[tensor]]),
-            error,
+            tensor=tensor,
+            made=tuple(self._new[number].op_type for number in region) or (_CONSTANT,),
+            replaced=tuple(each.op_type for each in replaced),
+            names=tuple(each.name for each in replaced if each.name),
+            scope=scope_of(own[makers[tensor]]),
+            error=error,
         )
 
 

@@ -198,7 +198,15 @@ class ONNXRuntime(ProgramBackend):
         part = Parts(path, sessions, lambda: running.setting).run
         optimiser = running.optimiser
         inside = Inside(lambda: graph_of(path), tap, part, optimiser is not None)
-        return Opened(declared, run, weights, doubts, restore, inside=inside, optimiser=optimiser)
+        return Opened(
+            declared=declared,
+            run=run,
+            weights=weights,
+            doubts=doubts,
+            restore=restore,
+            inside=inside,
+            optimiser=optimiser,
+        )
 
     def line_for(self, setting: Setting) -> str:
         """Return the line that sets the options of a session so."""

@@ -81,7 +81,7 @@ class OpenClip(ModuleBackend):
             name,
             adapter,
             source.device,
-            lambda: _evidence(source, model),
+            evidence=lambda: _evidence(source, model),
             inside=InsideModules(name, adapter, model, _namer(model), source.device),
         )
 

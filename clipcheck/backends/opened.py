@@ -77,7 +77,7 @@ class Inside:
     optimises: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Opened:
     """A program, ready to run.
 
@@ -244,14 +244,14 @@ def open_apart(
     levels = _phrases(done.message.get("levels"))
     doubts, notes = (_phrases(done.message.get(name)) for name in ("doubts", "notes"))
     return Opened(
-        _declared(done.message.get("declared")),
-        run,
-        weights,
-        doubts,
-        restore if done.message.get("restores") else None,
-        notes,
-        Inside(graph, tap, part, bool(done.message.get("optimises"))) if shows else None,
-        Optimiser(levels, use, passes, rewrites) if levels else None,
+        declared=_declared(done.message.get("declared")),
+        run=run,
+        weights=weights,
+        doubts=doubts,
+        restore=restore if done.message.get("restores") else None,
+        notes=notes,
+        inside=Inside(graph, tap, part, bool(done.message.get("optimises"))) if shows else None,
+        optimiser=Optimiser(levels, use, passes, rewrites) if levels else None,
     )
 
 
@@ -285,7 +285,14 @@ def _told(setting: Setting | None) -> dict[str, object] | None:
 def _rewrite(told: Any) -> Rewrite:
     made, replaced, names = (_names(told[each]) for each in ("made", "replaced", "names"))
     error = None if told["error"] is None else float(told["error"])
-    return Rewrite(str(told["tensor"]), made, replaced, names, str(told["scope"]), error)
+    return Rewrite(
+        tensor=str(told["tensor"]),
+        made=made,
+        replaced=replaced,
+        names=names,
+        scope=str(told["scope"]),
+        error=error,
+    )
 
 
 def _names(value: Any) -> tuple[str, ...]:

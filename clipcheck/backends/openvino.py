@@ -155,7 +155,14 @@ class OpenVINO(ProgramBackend):
         note, doubts = _computes(running.compiled, wanted)
         declared = [_declared(each) for each in running.compiled.inputs]
         optimiser = running.optimiser
-        return Opened(declared, run, weights, doubts, notes=[note, _NAN], optimiser=optimiser)
+        return Opened(
+            declared=declared,
+            run=run,
+            weights=weights,
+            doubts=doubts,
+            notes=[note, _NAN],
+            optimiser=optimiser,
+        )
 
     def line_for(self, setting: Setting) -> str:
         """Return the line that compiles a program with this setting."""

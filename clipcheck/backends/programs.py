@@ -383,14 +383,14 @@ class ProgramBackend(Backend):
         if self._inside is None or self._model is None or self._device is None:
             raise ValueError("expected a program that shows its inside")
         return InsideProgram(
-            self.name,
-            self._inside,
-            self._raw_of,
-            self._inputs,
-            self._given,
-            self._features_as_they_are,
-            self._model,
-            self._device,
+            name=self.name,
+            shown=self._inside,
+            run=self._raw_of,
+            inputs=self._inputs,
+            given=self._given,
+            named=self._features_as_they_are,
+            model=self._model,
+            device=self._device,
         )
 
     def _given(self, pixels: Pixels | None, tokens: Tokens | None) -> list[Array]:

@@ -93,7 +93,7 @@ class Declared:
     dtype: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Input:
     """An identified input.
 
@@ -259,7 +259,16 @@ def _input(declared: Declared, told: str | None, sizes: Sizes, path: Path) -> In
     batch = None if kind == "positions" and batch == 1 else batch
     dtype = declared.dtype or ("float32" if kind == "pixels" else "int64")
     colours = colours or (kind == "pixels" and dtype == "uint8")
-    return Input(declared.name, kind, dtype, sizes, batch, last, colours, told == LEVELS)
+    return Input(
+        name=declared.name,
+        kind=kind,
+        dtype=dtype,
+        sizes=sizes,
+        batch=batch,
+        channels_last=last,
+        colours=colours,
+        levels=told == LEVELS,
+    )
 
 
 def _require_shape(

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from clipcheck.sandbox.process import Sandbox
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ProgramFile:
     """Everything that is needed to open a program of one file.
 
@@ -54,7 +54,7 @@ class ProgramFile:
     model: DualEncoder | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Source:
     """Everything that is needed to build a backend.
 
@@ -138,16 +138,16 @@ class Source:
     def file(self, path: Path) -> ProgramFile:
         """Return a program of this source."""
         return ProgramFile(
-            path,
-            self.device,
-            self.dtype,
-            self.sizes,
-            self.model.state_dict(),
-            self.options,
-            self.sandbox,
-            self.made_here,
-            self.names,
-            self.model,
+            path=path,
+            device=self.device,
+            dtype=self.dtype,
+            sizes=self.sizes,
+            weights=self.model.state_dict(),
+            options=self.options,
+            sandbox=self.sandbox,
+            made_here=self.made_here,
+            names=self.names,
+            model=self.model,
         )
 
     @property

@@ -129,9 +129,9 @@ class Towers(Backend):
         doubts = [doubt for each in found for doubt in each.doubts]
         differing = {key: how for each in found for key, how in each.differing.items()}
         return Evidence(
-            sum(counts) if counts else None,
-            doubts,
-            differing,
+            weights=sum(counts) if counts else None,
+            doubts=doubts,
+            differing=differing,
             quantised={key: how for each in found for key, how in each.quantised.items()},
             tensors={
                 key: f"{method}:{name}"  # both programs may use a name

@@ -38,7 +38,7 @@ class ScriptBackend(ModuleBackend):
         return torchscript_missing()
 
     def __init__(self, name: str, module: torch.nn.Module, source: Source) -> None:
-        super().__init__(name, module, source.device, self._found)
+        super().__init__(name, module, source.device, evidence=self._found)
         self._model = source.model
         self._source = source
         self.runs_modules = isinstance(source.checkpoint.model, LibraryArchitecture)
@@ -133,7 +133,7 @@ def shared_weights(module: torch.nn.Module, model: torch.nn.Module, doubts: list
         for key, tensor in expected.items()
         if key not in found or not same_bits(found[key], tensor)
     }
-    return Evidence(len(found), doubts=doubts, differing=differing)
+    return Evidence(weights=len(found), doubts=doubts, differing=differing)
 
 
 def example_inputs(source: Source) -> tuple[torch.Tensor, torch.Tensor]:

@@ -75,7 +75,7 @@ class Transformers(ModuleBackend):
             name,
             _Adapter(model),
             source.device,
-            lambda: _evidence(source, model),
+            evidence=lambda: _evidence(source, model),
             inside=InsideModules(
                 name,
                 _Adapter(model, pads=False),

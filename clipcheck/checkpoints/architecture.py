@@ -168,7 +168,7 @@ class ResNet:
         return f"{heads_of(self.embed_width, self.head_width)} of {self.head_width} channels"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Architecture:
     """Everything that is needed to build a CLIP model, except its weights.
 
@@ -289,19 +289,67 @@ class Architecture:
 
 
 def _tiny_text(vision: ViT | ResNet, resolution: int) -> Architecture:
-    return Architecture(64, resolution, vision, text_width=128, text_layers=2)
+    return Architecture(
+        embed_dim=64, image_resolution=resolution, vision=vision, text_width=128, text_layers=2
+    )
 
 
 ARCHITECTURES: dict[str, Architecture] = {
-    "RN50": Architecture(1024, 224, ResNet((3, 4, 6, 3), 64), 512, 12),
-    "RN101": Architecture(512, 224, ResNet((3, 4, 23, 3), 64), 512, 12),
-    "RN50x4": Architecture(640, 288, ResNet((4, 6, 10, 6), 80), 640, 12),
-    "RN50x16": Architecture(768, 384, ResNet((6, 8, 18, 8), 96), 768, 12),
-    "RN50x64": Architecture(1024, 448, ResNet((3, 15, 36, 10), 128), 1024, 12),
-    "ViT-B/32": Architecture(512, 224, ViT(12, 768, 32), 512, 12),
-    "ViT-B/16": Architecture(512, 224, ViT(12, 768, 16), 512, 12),
-    "ViT-L/14": Architecture(768, 224, ViT(24, 1024, 14), 768, 12),
-    "ViT-L/14@336px": Architecture(768, 336, ViT(24, 1024, 14), 768, 12),
+    "RN50": Architecture(
+        embed_dim=1024,
+        image_resolution=224,
+        vision=ResNet((3, 4, 6, 3), 64),
+        text_width=512,
+        text_layers=12,
+    ),
+    "RN101": Architecture(
+        embed_dim=512,
+        image_resolution=224,
+        vision=ResNet((3, 4, 23, 3), 64),
+        text_width=512,
+        text_layers=12,
+    ),
+    "RN50x4": Architecture(
+        embed_dim=640,
+        image_resolution=288,
+        vision=ResNet((4, 6, 10, 6), 80),
+        text_width=640,
+        text_layers=12,
+    ),
+    "RN50x16": Architecture(
+        embed_dim=768,
+        image_resolution=384,
+        vision=ResNet((6, 8, 18, 8), 96),
+        text_width=768,
+        text_layers=12,
+    ),
+    "RN50x64": Architecture(
+        embed_dim=1024,
+        image_resolution=448,
+        vision=ResNet((3, 15, 36, 10), 128),
+        text_width=1024,
+        text_layers=12,
+    ),
+    "ViT-B/32": Architecture(
+        embed_dim=512, image_resolution=224, vision=ViT(12, 768, 32), text_width=512, text_layers=12
+    ),
+    "ViT-B/16": Architecture(
+        embed_dim=512, image_resolution=224, vision=ViT(12, 768, 16), text_width=512, text_layers=12
+    ),
+    "ViT-L/14": Architecture(
+        embed_dim=768,
+        image_resolution=224,
+        vision=ViT(24, 1024, 14),
+        text_width=768,
+        text_layers=12,
+    ),
+    "ViT-L/14@336px": Architecture(
+        embed_dim=768,
+        image_resolution=336,
+        vision=ViT(24, 1024, 14),
+        text_width=768,
+        text_layers=12,
+    ),
     # For tests. No dimension is 5: the reference loader mistakes such a number for a dtype.
     "tiny-vit": _tiny_text(ViT(3, 128, 8), 32),
     "tiny-resnet": _tiny_text(ResNet((1, 2, 1, 1), 8), 96),

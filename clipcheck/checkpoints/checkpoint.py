@@ -137,7 +137,7 @@ class Program:
                     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """A file with the weights of a CLIP model.
 

@@ -196,13 +196,15 @@ def of_transformers(config: Config, path: Path) -> Architecture:
     layers, width, blocks = _read_tower("text_config", text, read)
     patch_size = read.whole("vision_config.patch_size", vision["patch_size"])
     found = Architecture(
-        read.whole("projection_dim", config.get("projection_dim", _PROJECTION_DEFAULT)),
-        read.whole("vision_config.image_size", vision["image_size"]),
-        ViT(vision_layers, vision_width, patch_size, blocks=vision_blocks),
-        width,
-        layers,
-        read.whole("text_config.max_position_embeddings", text["max_position_embeddings"]),
-        vocab_size,
+        embed_dim=read.whole("projection_dim", config.get("projection_dim", _PROJECTION_DEFAULT)),
+        image_resolution=read.whole("vision_config.image_size", vision["image_size"]),
+        vision=ViT(vision_layers, vision_width, patch_size, blocks=vision_blocks),
+        text_width=width,
+        text_layers=layers,
+        context_length=read.whole(
+            "text_config.max_position_embeddings", text["max_position_embeddings"]
+        ),
+        vocab_size=vocab_size,
         text_blocks=blocks,
     )
     read.finish(path)
@@ -449,13 +451,15 @@ def of_open_clip(config: Config, path: Path) -> Architecture:
     heads = read.whole("model_cfg.text_cfg.heads", text["heads"])
     head_width = read.head_width("model_cfg.text_cfg.heads", heads, width, heads)
     found = Architecture(
-        read.whole("model_cfg.embed_dim", config.get("embed_dim")),
-        read.side("model_cfg.vision_cfg.image_size", vision.get("image_size", 224)),
-        _open_clip_vision({**_OPEN_CLIP_VISION, **vision}, quick, read),
-        width,
-        read.whole("model_cfg.text_cfg.layers", text["layers"], most=_MOST_LAYERS),
-        read.whole("model_cfg.text_cfg.context_length", text["context_length"]),
-        read.whole("model_cfg.text_cfg.vocab_size", text["vocab_size"]),
+        embed_dim=read.whole("model_cfg.embed_dim", config.get("embed_dim")),
+        image_resolution=read.side(
+            "model_cfg.vision_cfg.image_size", vision.get("image_size", 224)
+        ),
+        vision=_open_clip_vision({**_OPEN_CLIP_VISION, **vision}, quick, read),
+        text_width=width,
+        text_layers=read.whole("model_cfg.text_cfg.layers", text["layers"], most=_MOST_LAYERS),
+        context_length=read.whole("model_cfg.text_cfg.context_length", text["context_length"]),
+        vocab_size=read.whole("model_cfg.text_cfg.vocab_size", text["vocab_size"]),
         text_blocks=_open_clip_blocks("text_cfg", text, width, head_width, quick, read),
     )
     read.finish(path)

@@ -67,7 +67,7 @@ _MOST_JSON = 32 << 20
 _COPY_AGAIN = "Copy or download the folder again, or write it anew."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Directory:
     """A folder with a checkpoint.
 
@@ -200,7 +200,15 @@ def _directory(path: Path, form: Format, config_path: Path, config: Mapping[str,
             path=path,
         )
     if not first.name.endswith(_INDEX):
-        return Directory(path, form, config_path, config, (first,), None, {})
+        return Directory(
+            path=path,
+            format=form,
+            config_path=config_path,
+            config=config,
+            weights=(first,),
+            index=None,
+            file_of={},
+        )
     file_of = _read_index(first)
     weights = tuple(path / name for name in sorted(set(file_of.values())))
     for file in weights:
@@ -210,7 +218,15 @@ def _directory(path: Path, form: Format, config_path: Path, config: Mapping[str,
                 remedy=_COPY_AGAIN,
                 path=path,
             )
-    return Directory(path, form, config_path, config, weights, first, file_of)
+    return Directory(
+        path=path,
+        format=form,
+        config_path=config_path,
+        config=config,
+        weights=weights,
+        index=first,
+        file_of=file_of,
+    )
 
 
 def _read_index(path: Path) -> dict[str, str]:

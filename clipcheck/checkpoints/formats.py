@@ -216,7 +216,7 @@ def _open_directory(directory: directories.Directory, key: _Key, told: Told | No
     return dataclasses.replace(checkpoint, files=directory.files, parts=parts, records=None)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class _File:
     """The contents of a file.
 
@@ -255,7 +255,7 @@ def _merged(files: list[_File]) -> _File:
         for key, value in file.saved.items()
         if isinstance(value, file.kind)
     }
-    return _File(files[0].format, tensors, torch.Tensor, _as_it_is)
+    return _File(format=files[0].format, saved=tensors, kind=torch.Tensor, load=_as_it_is)
 
 
 def _as_it_is(tensor: torch.Tensor) -> torch.Tensor:
@@ -278,10 +278,16 @@ def _read(path: Path, accepted: str = WEIGHTS) -> _File:
     if head.startswith(LEGACY_MAGIC):
         file = LegacyFile(path)
         load = functools.partial(_load_legacy, file)
-        return _File(Format.STATE_DICT, file.saved, TensorRecord, load)
+        return _File(format=Format.STATE_DICT, saved=file.saved, kind=TensorRecord, load=load)
     if _looks_like_safetensors(head, path.stat().st_size):
         tensors, computes = _load_safetensors(path, head)
-        return _File(Format.SAFETENSORS, tensors, torch.Tensor, _as_it_is, computes=computes)
+        return _File(
+            format=Format.SAFETENSORS,
+            saved=tensors,
+            kind=torch.Tensor,
+            load=_as_it_is,
+            computes=computes,
+        )
     found, remedy = _describe(head)
     raise UnknownFormatError(f"expected {accepted}; found {found}", remedy=remedy, path=path)
 
@@ -338,11 +344,11 @@ def _checkpoint(
     ]
     _require_usable(found, path)
     return Checkpoint(
-        path,
-        form,
-        architecture,
-        tensors,
-        file.records,
+        path=path,
+        format=form,
+        model=architecture,
+        tensors=tensors,
+        records=file.records,
         record=record,
         origin=origin,
         naming=naming,
@@ -369,7 +375,14 @@ def _of_library(
     )
     record = read_record(file.saved) if file.kind is TensorRecord else {}
     return Checkpoint(
-        path, form, told.model, tensors, file.records, record=record, origin=origin, told=str(told)
+        path=path,
+        format=form,
+        model=told.model,
+        tensors=tensors,
+        records=file.records,
+        record=record,
+        origin=origin,
+        told=str(told),
     )
 
 
@@ -482,11 +495,20 @@ def _read_zip(path: Path) -> _File:
         computes = None
         if EXTRA in records and records[EXTRA].size <= MOST_RECORD:
             computes = records.read(EXTRA).decode(errors="replace")
-        return _File(Format.ARCHIVE, tensors, torch.Tensor, _as_it_is, records, computes)
+        return _File(
+            format=Format.ARCHIVE,
+            saved=tensors,
+            kind=torch.Tensor,
+            load=_as_it_is,
+            records=records,
+            computes=computes,
+        )
     saved = read_pickle(records.read("data.pkl"), path)
     _require_little_endian(records)
     load = functools.partial(_map_tensor, records)
-    return _File(Format.STATE_DICT, saved, TensorRecord, load, records)
+    return _File(
+        format=Format.STATE_DICT, saved=saved, kind=TensorRecord, load=load, records=records
+    )
 
 
 def map_tensors(records: Records, found: Mapping[str, TensorRecord]) -> dict[str, torch.Tensor]:

@@ -39,7 +39,7 @@ class Code:
     dtypes: Counter[str] = field(default_factory=Counter)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Patched:
     """Constants in an archive's code that were rewritten to run it on another device or in another
     dtype.

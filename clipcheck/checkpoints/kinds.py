@@ -10,7 +10,7 @@ Mask = Literal["", "pad", "end"]
 """Attention mask of a text: none, all ids except padding, or up to the end."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Kind:
     """A class of transformers with an image tower and a text tower, or only one of them.
 
@@ -51,63 +51,88 @@ KINDS = {
     kind.model_type: kind
     for kind in (
         # Its texts are padded to the full length, and attention includes the padding.
-        Kind("siglip", "SiglipModel", "last", pixels="half", has_bias=True, unprojected=True),
         Kind(
-            "siglip2",
-            "Siglip2Model",
-            "last",
+            model_type="siglip",
+            name="SiglipModel",
+            texts="last",
+            pixels="half",
+            has_bias=True,
+            unprojected=True,
+        ),
+        Kind(
+            model_type="siglip2",
+            name="Siglip2Model",
+            texts="last",
             pixels="half",
             has_bias=True,
             unprojected=True,
             patches=True,
         ),
-        Kind("chinese_clip", "ChineseCLIPModel", "ids", "pad", length=52),
-        Kind("altclip", "AltCLIPModel", "ids", "pad"),
-        # In these two the ids after the end have no effect: attention is causal.
-        Kind("metaclip_2", "MetaClip2Model", "ids"),
-        # The checkpoint of the class for segmentation fits too; its decoder is ignored.
-        Kind("clipseg", "CLIPSegModel"),
-        # Without a mask its attention would not be causal.
-        Kind("aimv2", "Aimv2Model", mask="end"),
-        Kind("align", "AlignModel", "ids", "pad", length=64, pixels="half", divides=True),
         Kind(
-            "tipsv2",
-            "Tipsv2Model",
-            "ids",
-            "pad",
+            model_type="chinese_clip", name="ChineseCLIPModel", texts="ids", mask="pad", length=52
+        ),
+        Kind(model_type="altclip", name="AltCLIPModel", texts="ids", mask="pad"),
+        # In these two the ids after the end have no effect: attention is causal.
+        Kind(model_type="metaclip_2", name="MetaClip2Model", texts="ids"),
+        # The checkpoint of the class for segmentation fits too; its decoder is ignored.
+        Kind(model_type="clipseg", name="CLIPSegModel"),
+        # Without a mask its attention would not be causal.
+        Kind(model_type="aimv2", name="Aimv2Model", mask="end"),
+        Kind(
+            model_type="align",
+            name="AlignModel",
+            texts="ids",
+            mask="pad",
+            length=64,
+            pixels="half",
+            divides=True,
+        ),
+        Kind(
+            model_type="tipsv2",
+            name="Tipsv2Model",
+            texts="ids",
+            mask="pad",
             length=64,
             pixels="unit",
             unprojected=True,
             divides=True,
         ),
-        Kind("vision-text-dual-encoder", "VisionTextDualEncoderModel", "ids", "pad", pixels="half"),
+        Kind(
+            model_type="vision-text-dual-encoder",
+            name="VisionTextDualEncoderModel",
+            texts="ids",
+            mask="pad",
+            pixels="half",
+        ),
     )
 }
 """By the model type."""
 
-CLIP = Kind("clip", "CLIPModel")
+CLIP = Kind(model_type="clip", name="CLIPModel")
 """The class that clipcheck's own modules support; for archives of the library's class, the
 library's own model is the reference."""
 
 TOWERS = {
     kind.name: kind
     for kind in (
-        Kind("clip_text_model", "CLIPTextModel", tower="text"),
+        Kind(model_type="clip_text_model", name="CLIPTextModel", tower="text"),
         Kind(
-            "clip_text_model",
-            "CLIPTextModelWithProjection",
+            model_type="clip_text_model",
+            name="CLIPTextModelWithProjection",
             tower="text",
             projected="text_embeds",
         ),
-        Kind("clip_vision_model", "CLIPVisionModel", tower="image"),
+        Kind(model_type="clip_vision_model", name="CLIPVisionModel", tower="image"),
         Kind(
-            "clip_vision_model",
-            "CLIPVisionModelWithProjection",
+            model_type="clip_vision_model",
+            name="CLIPVisionModelWithProjection",
             tower="image",
             projected="image_embeds",
         ),
-        Kind("siglip_text_model", "SiglipTextModel", "last", tower="text"),
-        Kind("siglip_vision_model", "SiglipVisionModel", pixels="half", tower="image"),
+        Kind(model_type="siglip_text_model", name="SiglipTextModel", texts="last", tower="text"),
+        Kind(
+            model_type="siglip_vision_model", name="SiglipVisionModel", pixels="half", tower="image"
+        ),
     )
 }
 """Classes of a single tower, by name: several have the same model type."""

@@ -111,7 +111,7 @@ class MappedFile:
             self.buffer.madvise(advice, first, last - first)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Record:
     """A named range of bytes in a zip file.
 
@@ -353,9 +353,14 @@ def _record(info: zipfile.ZipInfo, file: MappedFile) -> Record:
         elif offset + info.compress_size > len(file):
             problem = "ends beyond the end of the file"
         else:
-            compressed = info.compress_type != zipfile.ZIP_STORED
-            sizes = (info.compress_size, info.file_size)
-            return Record(info.filename, offset, *sizes, info.CRC, compressed)
+            return Record(
+                name=info.filename,
+                offset=offset,
+                stored=info.compress_size,
+                size=info.file_size,
+                crc32=info.CRC,
+                compressed=info.compress_type != zipfile.ZIP_STORED,
+            )
     raise DamagedError(f"the record {info.filename!r} {problem}", path=file.path)
 
 

@@ -59,7 +59,9 @@ def synthesize_at(
     if form not in FOLDER_FORMATS:
         return write(wanted, weights, path, form)
     told = f"{architecture}, whose weights were drawn"
-    checkpoint = Checkpoint(path, Format.STATE_DICT, wanted, weights, told=told)
+    checkpoint = Checkpoint(
+        path=path, format=Format.STATE_DICT, model=wanted, tensors=weights, told=told
+    )
     writing = write_open_clip if form is Format.OPEN_CLIP else write_transformers
     writing(checkpoint, path)
     return len(weights)

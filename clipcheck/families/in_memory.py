@@ -37,7 +37,7 @@ Pair: TypeAlias = tuple[EncodeImage | None, EncodeText | None]
 _EXPECTED = "a torch module with encode_image and encode_text, a pair of callables, or a path"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Adapted:
     """A model in memory.
 
@@ -106,7 +106,14 @@ def _adapt_pair(given: Sequence[object], side: str) -> Adapted:
         )
     there = {method: call for method, call in calls.items() if call is not None}
     names = dict.fromkeys(_named(call) for call in there.values())
-    return Adapted(Callables(there), " and ".join(names), None, None, None, dict(there))
+    return Adapted(
+        model=Callables(there),
+        name=" and ".join(names),
+        module=None,
+        sizes=None,
+        wrap=None,
+        encoders=dict(there),
+    )
 
 
 def _named(call: Any) -> str:
@@ -136,7 +143,14 @@ def _adapt_module(module: nn.Module, side: str) -> Adapted:
         )
     if isinstance(module, DualEncoder):
         encoders = {method: getattr(module, method) for method in ENCODERS}
-        return Adapted(module, name, module.own(), _sizes(module), _itself, encoders)
+        return Adapted(
+            model=module,
+            name=name,
+            module=module.own(),
+            sizes=_sizes(module),
+            wrap=_itself,
+            encoders=encoders,
+        )
     if _is_of_transformers(module):
         return _adapt_transformers(module, name)
     found = Module(module)
@@ -146,7 +160,9 @@ def _adapt_module(module: nn.Module, side: str) -> Adapted:
             remedy="Wrap it in a module that has them, or give a pair of callables.",
         )
     encoders = {each: getattr(module, each) for each in ENCODERS if hasattr(module, each)}
-    return Adapted(found, name, module, _sizes(module), Module, encoders)
+    return Adapted(
+        model=found, name=name, module=module, sizes=_sizes(module), wrap=Module, encoders=encoders
+    )
 
 
 def _is_of_transformers(module: nn.Module) -> bool:
@@ -161,7 +177,14 @@ def _adapt_transformers(module: nn.Module, name: str) -> Adapted:
     wrap = functools.partial(transformers.Transformers, architecture=architecture)
     encoders = {method: (module, method) for method in ENCODERS}
     sizes = transformers.sizes(architecture)
-    return Adapted(wrap(module).eval(), name, module, sizes, wrap, dict(encoders))
+    return Adapted(
+        model=wrap(module).eval(),
+        name=name,
+        module=module,
+        sizes=sizes,
+        wrap=wrap,
+        encoders=dict(encoders),
+    )
 
 
 def _itself(module: nn.Module) -> DualEncoder:
@@ -341,7 +364,16 @@ def _sizes(module: Any) -> Sizes | None:
     texts = clip_texts(vocabulary)
     images = _images(getattr(visual, "preprocess_cfg", None) or {})
     grid = max(1, side // patch)
-    return Sizes(side, length, vocabulary, 0, grid, images, texts, sigmoid=biased)
+    return Sizes(
+        image_resolution=side,
+        context_length=length,
+        vocab_size=vocabulary,
+        embed_dim=0,
+        grid=grid,
+        images=images,
+        texts=texts,
+        sigmoid=biased,
+    )
 
 
 def _first(holder: object, *names: str) -> object:
@@ -361,10 +393,10 @@ def _images(preprocess: dict[str, Any]) -> ImageRules:
     """Return the rules of an open_clip model's ``preprocess_cfg``; CLIP's for the rest."""
     resize = preprocess.get("resize_mode")
     return ImageRules(
-        tuple(preprocess.get("mean") or MEAN),
-        tuple(preprocess.get("std") or STD),
-        "bilinear" if preprocess.get("interpolation") == "bilinear" else "bicubic",
-        resize if resize in ("longest", "squash") else "shortest",
+        mean=tuple(preprocess.get("mean") or MEAN),
+        std=tuple(preprocess.get("std") or STD),
+        interpolation="bilinear" if preprocess.get("interpolation") == "bilinear" else "bicubic",
+        resize=resize if resize in ("longest", "squash") else "shortest",
     )
 
 

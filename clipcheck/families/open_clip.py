@@ -86,13 +86,13 @@ def sizes(architecture: LibraryArchitecture) -> Sizes:
     context_length = text.get("context_length", 77)
     vocab_size = hf.get("vocab_size") or text.get("vocab_size", VOCABULARY_SIZE)
     return Sizes(
-        side,
-        context_length,
-        vocab_size,
-        model["embed_dim"],
-        max(1, side // (32 if vision.get("timm_model_name") else patch)),
-        images_of(preprocess),
-        _texts(text, hf, vocab_size, architecture.folder, sigmoid="init_logit_bias" in model),
+        image_resolution=side,
+        context_length=context_length,
+        vocab_size=vocab_size,
+        embed_dim=model["embed_dim"],
+        grid=max(1, side // (32 if vision.get("timm_model_name") else patch)),
+        images=images_of(preprocess),
+        texts=_texts(text, hf, vocab_size, architecture.folder, sigmoid="init_logit_bias" in model),
         sigmoid=model.get("init_logit_bias") is not None,
         tokenizer=f"the tokenizer {text.get('hf_tokenizer_name') or 'of CLIP'}",
     )
@@ -126,15 +126,15 @@ def _drawn_texts(
         specials = [hf.get(f"{name}_token_id") for name in ("bos", "eos", "pad")]
         start, end, pad = specials
         first = 1 + max(each for each in (*specials, 0) if each is not None)
-        return TextRules(start, end, pad or 0, first, vocab_size - 1)
+        return TextRules(start=start, end=end, pad=pad or 0, first=first, last=vocab_size - 1)
     if text.get("hf_tokenizer_name") is None:
         return clip_texts(min(vocab_size, VOCABULARY_SIZE), text.get("pad_id", 0))
     if text.get("pool_type") == "eos":
         end = text.get("eos_id", 2)
-        return TextRules(0, end, 1, max(end, 1) + 1, vocab_size - 1)
+        return TextRules(start=0, end=end, pad=1, first=max(end, 1) + 1, last=vocab_size - 1)
     # SigLIP's tokenizers end and pad with id 1; CLIPA's pads with 0.
     pad = 1 if sigmoid else text.get("pad_id", 0)
-    return TextRules(None, None, pad, pad + 1, vocab_size - 1)
+    return TextRules(start=None, end=None, pad=pad, first=pad + 1, last=vocab_size - 1)
 
 
 def shallow(architecture: LibraryArchitecture, layers: int) -> LibraryArchitecture:

@@ -58,10 +58,10 @@ def checked(architecture: LibraryArchitecture) -> tuple[dict[str, Any], dict[str
 def images_of(preprocess: Mapping[str, Any]) -> ImageRules:
     """Return the rules for images of a checked ``preprocess_cfg``."""
     return ImageRules(
-        _three(preprocess.get("mean") or MEAN),
-        _three(preprocess.get("std") or STD),
-        "bilinear" if preprocess.get("interpolation") == "bilinear" else "bicubic",
-        preprocess.get("resize_mode") or "shortest",
+        mean=_three(preprocess.get("mean") or MEAN),
+        std=_three(preprocess.get("std") or STD),
+        interpolation="bilinear" if preprocess.get("interpolation") == "bilinear" else "bicubic",
+        resize=preprocess.get("resize_mode") or "shortest",
         fill=preprocess.get("fill_color") or 0,
     )
 

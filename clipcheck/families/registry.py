@@ -41,13 +41,13 @@ def sizes_of(model: Architecture | LibraryArchitecture) -> Sizes:
     if isinstance(model, LibraryArchitecture):
         return family(model.library).sizes(model)
     return Sizes(
-        model.image_resolution,
-        model.context_length,
-        model.vocab_size,
-        model.embed_dim,
-        model.grid,
-        ImageRules(),
-        clip_texts(model.vocab_size),
+        image_resolution=model.image_resolution,
+        context_length=model.context_length,
+        vocab_size=model.vocab_size,
+        embed_dim=model.embed_dim,
+        grid=model.grid,
+        images=ImageRules(),
+        texts=clip_texts(model.vocab_size),
     )
 
 

@@ -28,7 +28,7 @@ class HasSizes(Protocol):
         """Components of features."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sizes:
     """Sizes of a model's inputs and features, and the rules for its inputs.
 

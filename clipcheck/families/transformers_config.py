@@ -28,8 +28,10 @@ _BERT = (101, 102)
 
 _PIXELS = {
     "clip": ImageRules(),
-    "half": ImageRules((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), resize="squash"),
-    "unit": ImageRules((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bilinear", "squash"),
+    "half": ImageRules(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), resize="squash"),
+    "unit": ImageRules(
+        mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), interpolation="bilinear", resize="squash"
+    ),
 }
 """The rules for images without a configuration of them, by `Kind.pixels`."""
 
@@ -53,13 +55,13 @@ def sizes(architecture: LibraryArchitecture) -> Sizes:
     vocab_size = _whole(text, "vocab_size")
     width = vision.get("hidden_size") if kind.unprojected else config.get("projection_dim")
     return Sizes(
-        side,
-        min(kind.length, _positions(text)),
-        vocab_size,
-        _whole({"the width of features": width}, "the width of features"),
-        max(1, side // patch),
-        _images(kind, dict(architecture.files).get(PREPROCESSOR_CONFIG)),
-        _texts(kind, text, vocab_size, architecture.folder),
+        image_resolution=side,
+        context_length=min(kind.length, _positions(text)),
+        vocab_size=vocab_size,
+        embed_dim=_whole({"the width of features": width}, "the width of features"),
+        grid=max(1, side // patch),
+        images=_images(kind, dict(architecture.files).get(PREPROCESSOR_CONFIG)),
+        texts=_texts(kind, text, vocab_size, architecture.folder),
         sigmoid=kind.has_bias,
         tokenizer=_TOKENIZER,
     )
@@ -74,16 +76,25 @@ def _sizes_alone(kind: Kind, tower: Mapping[str, Any], architecture: LibraryArch
         side, patch = _pixels(tower), _whole(tower, "patch_size")
         texts, least = _between(None, None, 0, _UNSEEN), _UNSEEN
         grid, outputs = max(1, side // patch), ("image_features",)
-        return Sizes(side, least, least, width, grid, images, texts, outputs=outputs)
+        return Sizes(
+            image_resolution=side,
+            context_length=least,
+            vocab_size=least,
+            embed_dim=width,
+            grid=grid,
+            images=images,
+            texts=texts,
+            outputs=outputs,
+        )
     vocab_size = _whole(tower, "vocab_size")
     return Sizes(
-        _UNSEEN,
-        min(kind.length, _positions(tower)),
-        vocab_size,
-        width,
-        1,
-        images,
-        _texts(kind, tower, vocab_size, architecture.folder),
+        image_resolution=_UNSEEN,
+        context_length=min(kind.length, _positions(tower)),
+        vocab_size=vocab_size,
+        embed_dim=width,
+        grid=1,
+        images=images,
+        texts=_texts(kind, tower, vocab_size, architecture.folder),
         tokenizer=_TOKENIZER,
         outputs=("text_features",),
     )
@@ -168,11 +179,11 @@ def _images(kind: Kind, written: str | None) -> ImageRules:
         mean = _three(config.get("image_mean"), usual.mean)
         std = _three(config.get("image_std"), usual.std)
     return ImageRules(
-        tuple((each + moved) / factor for each in mean),
-        tuple(each / factor for each in std),
-        _RESAMPLING.get(config.get("resample"), usual.interpolation),
-        resize,
-        _edge(config) if config.get("do_center_crop", kind.pixels == "clip") else 0,
+        mean=tuple((each + moved) / factor for each in mean),
+        std=tuple(each / factor for each in std),
+        interpolation=_RESAMPLING.get(config.get("resample"), usual.interpolation),
+        resize=resize,
+        edge=_edge(config) if config.get("do_center_crop", kind.pixels == "clip") else 0,
     )
 
 
@@ -233,7 +244,7 @@ def _between(start: int | None, end: int | None, pad: int, vocab_size: int) -> T
     specials = [each for each in (start, end, pad) if each is not None]
     first = 1 + max((each for each in specials if each < vocab_size // 2), default=-1)
     last = min((each for each in specials if each >= vocab_size // 2), default=vocab_size) - 1
-    return TextRules(start, end, pad, first, last)
+    return TextRules(start=start, end=end, pad=pad, first=first, last=last)
 
 
 def shallow(architecture: LibraryArchitecture, layers: int) -> LibraryArchitecture:

@@ -23,7 +23,7 @@ def allclose(cases: Sequence[Case], limits: Allclose, measures: Limits | None = 
     """
     problem = unusable(cases, LOGITS) or not_finite(cases, LOGITS)
     if problem:
-        return GateResult("allclose", False, problem, margin=float("inf"))
+        return GateResult(name="allclose", passed=False, message=problem, margin=float("inf"))
     names = expected_outputs(cases, LOGITS)
     found = {name: [_differ(case, name, limits) for case in cases] for name in names}
     figures = {name: _figures(differences, limits) for name, differences in found.items()}
@@ -47,8 +47,17 @@ def allclose(cases: Sequence[Case], limits: Allclose, measures: Limits | None = 
         own = 0.0 if measures is None else _own_excess(cases, limits)
         if measures is not None and own > measures.allclose:
             message = f"{_rounding_text(own)}; {message}"
-            return GateResult("allclose", True, message, figures, _excess(worst), judged=False)
-    return GateResult("allclose", passed, message, figures, _excess(worst))
+            return GateResult(
+                name="allclose",
+                passed=True,
+                message=message,
+                figures=figures,
+                margin=_excess(worst),
+                judged=False,
+            )
+    return GateResult(
+        name="allclose", passed=passed, message=message, figures=figures, margin=_excess(worst)
+    )
 
 
 def _differ(case: Case, name: str, limits: Allclose) -> Difference:
@@ -68,7 +77,13 @@ def _own_excess(cases: Sequence[Case], limits: Allclose) -> float:
     """Return the eager model's own distance from float64 as a multiple of the classic limit."""
     classic = Allclose(sigmoid=limits.sigmoid)
     return max(
-        _excess(_differ(Case(case.reference, case.exact, case.exact), name, classic))
+        _excess(
+            _differ(
+                Case(candidate=case.reference, reference=case.exact, exact=case.exact),
+                name,
+                classic,
+            )
+        )
         for case in cases
         for name in expected_outputs(cases, LOGITS)
     )

@@ -207,7 +207,7 @@ def budget(
     used = {kind: each for kind, each in (own or {}).items() if len(each.cosines) >= enough}
     problem = unusable(cases) or not_finite(cases, expected_outputs(cases))
     if problem:
-        return GateResult("budget", False, problem, margin=float("inf"))
+        return GateResult(name="budget", passed=False, message=problem, margin=float("inf"))
     found = estimates(cases, used)
     wanted = {name: limit for name in MEANT if (limit := getattr(limits, name)) is not None}
     missing = wanted.keys() - found.keys()
@@ -240,7 +240,9 @@ def budget(
         margins.update(dict.fromkeys(missing, float("inf")))
     message = f"{'; '.join(told)}; over {_rows_text(cases, own or {}, used, enough)}"
     margin = max(margins.values())
-    return GateResult("budget", margin <= 1, message, figures, margin)
+    return GateResult(
+        name="budget", passed=margin <= 1, message=message, figures=figures, margin=margin
+    )
 
 
 def _rows_text(

@@ -12,7 +12,7 @@ rounding of its numbers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ from clipcheck.gates.tolerances import Limits
 Rows = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Distance:
     """The error of a row or a batch, as a multiple of the eager model's.
 
@@ -163,12 +163,22 @@ class Ruler:
         of_batch, of_row = (
             ("logits", "logit_row") if name in LOGITS else ("features", "feature_row")
         )
-        furthest = float(ratios[row]), self.limits, of_row, float(errors[row])
-        found = [Distance(name, case, row, *furthest)]
-        if len(ratios) > 1:
-            whole = float(_ratio(np.array([rms(errors)]), np.array([rms(units)]))[0])
-            found.append(Distance(name, case, None, whole, self.limits, of_batch, rms(errors)))
-        return found
+        furthest = Distance(
+            output=name,
+            case=case,
+            row=row,
+            ratio=float(ratios[row]),
+            limits=self.limits,
+            limit=of_row,
+            error=float(errors[row]),
+        )
+        if len(ratios) == 1:
+            return [furthest]
+        whole = float(_ratio(np.array([rms(errors)]), np.array([rms(units)]))[0])
+        return [
+            furthest,
+            replace(furthest, row=None, ratio=whole, limit=of_batch, error=rms(errors)),
+        ]
 
 
 def _sizes(name: str, exact: Outputs, scale: float) -> Rows:

@@ -29,22 +29,40 @@ def fidelity(cases: Sequence[Case], limits: Limits, scale: float) -> GateResult:
     """
     problem = unusable(cases)
     if problem:
-        return GateResult("fidelity", False, problem, margin=float("inf"))
+        return GateResult(name="fidelity", passed=False, message=problem, margin=float("inf"))
     found = Ruler(cases, limits, scale).distances(cases)
     worst = max(found, key=lambda distance: distance.margin)
     measured = worst.ratio, worst.error, worst.allowed
     message = distance_text(worst.output, worst.place, *measured, limits.unit)
-    return GateResult("fidelity", worst.margin <= 1, message, _figures(found), worst.margin)
+    return GateResult(
+        name="fidelity",
+        passed=worst.margin <= 1,
+        message=message,
+        figures=_figures(found),
+        margin=worst.margin,
+    )
 
 
 def precision(cases: Sequence[Case], limits: Limits, scale: float) -> GateResult:
     """Judge in float16 or bfloat16 as `fidelity` does, with a cap for every logit as well."""
     near = fidelity(cases, limits, scale)
     if near.margin == float("inf"):
-        return GateResult("precision", False, near.message, near.figures, near.margin)
+        return GateResult(
+            name="precision",
+            passed=False,
+            message=near.message,
+            figures=near.figures,
+            margin=near.margin,
+        )
     logits = expected_outputs(cases, LOGITS)
     if not logits:
-        return GateResult("precision", near.passed, near.message, near.figures, near.margin)
+        return GateResult(
+            name="precision",
+            passed=near.passed,
+            message=near.message,
+            figures=near.figures,
+            margin=near.margin,
+        )
     ruler = Ruler(cases, limits, scale)
     worst = max(
         (_worst_logit(name, case, ruler.caps(name, case)) for name in logits for case in cases),
@@ -55,14 +73,18 @@ def precision(cases: Sequence[Case], limits: Limits, scale: float) -> GateResult
     margin = max(near.margin, error / cap)
     if error <= cap:
         message = f"{near.message}; worst logit off by {number(error)} (limit {number(cap)})"
-        return GateResult("precision", near.passed, message, figures, margin)
+        return GateResult(
+            name="precision", passed=near.passed, message=message, figures=figures, margin=margin
+        )
     fixed = cap == limits.logit_cap(scale)
     reason = f"{limits.cap:g} ulps" if fixed else f"{limits.logit_row:g}x the {limits.unit} error"
     message = (
         f"{MEANT[worst.name]} off by {number(error)} at {worst.place} "
         f"(limit {number(cap)}, {reason})"
     )
-    return GateResult("precision", False, message, figures, margin)
+    return GateResult(
+        name="precision", passed=False, message=message, figures=figures, margin=margin
+    )
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ _NAMED = 3
 """Number of wrong weights that a message names; the rest are counted."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Evidence:
     """Findings that `integrity` needs in addition to the outputs.
 
@@ -82,7 +82,13 @@ def integrity(cases: Sequence[Case], evidence: Evidence) -> GateResult:
     if kinds:
         figures["quantised"] = dict(kinds)
     if problems:
-        return GateResult("integrity", False, "; ".join(problems), figures, float("inf"))
+        return GateResult(
+            name="integrity",
+            passed=False,
+            message="; ".join(problems),
+            figures=figures,
+            margin=float("inf"),
+        )
     count = len(expected_outputs(cases))
     given = "the one output" if count == 1 else f"all {count} outputs"
     message = f"{given} present, finite, and of the right shape and dtype"
@@ -95,7 +101,7 @@ def integrity(cases: Sequence[Case], evidence: Evidence) -> GateResult:
         message = f"{counted(evidence.pinned, 'weight')} as in the pinned model; {message}"
     if evidence.weights is not None:
         message = f"{counted(evidence.weights, 'weight')} bit for bit those of the file; {message}"
-    return GateResult("integrity", True, message, figures)
+    return GateResult(name="integrity", passed=True, message=message, figures=figures)
 
 
 def _weight_problems(evidence: Evidence) -> list[str]:

@@ -35,4 +35,4 @@ def with_lengths(gate: GateResult, cases: Sequence[Case], ruler: Ruler) -> GateR
     if margin <= 1 or margin <= gate.margin:
         return replace(gate, figures=figures, margin=max(gate.margin, margin))
     message = distance_text(_NAME, place, worst, error, allowed, ruler.limits.unit)
-    return GateResult(gate.name, False, message, figures, margin)
+    return GateResult(name=gate.name, passed=False, message=message, figures=figures, margin=margin)

@@ -42,7 +42,7 @@ class Deviation:
     method: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Place:
     """Where a tower first has an error that rounding does not explain.
 
@@ -71,7 +71,7 @@ class Localisation:
     @classmethod
     def nowhere(cls, reason: str = _UNSEEN) -> Localisation:
         """Return no place for any tower, because nothing was or could be compared."""
-        return cls([Place(tower, reason=reason) for tower in TOWERS])
+        return cls([Place(tower=tower, reason=reason) for tower in TOWERS])
 
     @classmethod
     def of_changed(
@@ -98,7 +98,7 @@ class Localisation:
         found: dict[Tower, Place] = {}
         for place in places:
             found.setdefault(place.tower, place)
-        return cls([found.get(tower) or Place(tower, reason=_UNSEEN) for tower in TOWERS])
+        return cls([found.get(tower) or Place(tower=tower, reason=_UNSEEN) for tower in TOWERS])
 
     @property
     def found(self) -> Sequence[Place]:
@@ -128,7 +128,12 @@ def _of_weights(
     for key in keys:
         module, _, weight = key.rpartition(".")
         part = f"its {weight}, {what}" if module else what
-        yield key, Place(tower(key), module or key, part, Deviation(float("inf")))
+        yield (
+            key,
+            Place(
+                tower=tower(key), module=module or key, part=part, figures=Deviation(float("inf"))
+            ),
+        )
 
 
 @dataclass(frozen=True)
@@ -166,29 +171,29 @@ def localise(
         where = tower(error.module)
         if ratio > limits.module and where not in found:
             found[where] = Place(
-                where,
-                error.module,
-                error.part,
-                Deviation(ratio, limits.module, error.candidate, error.method),
-                given,
+                tower=where,
+                module=error.module,
+                part=error.part,
+                figures=Deviation(ratio, limits.module, error.candidate, error.method),
+                given=given,
             )
     for failure in failures:
         where = _METHODS[failure.method]
         found.setdefault(
             where,
             Place(
-                where,
-                failure.module or failure.method,
-                "" if failure.module else "outside of its modules",
-                Deviation(float("inf"), limits.module, float("inf"), failure.method),
-                given,
-                failure.problem,
+                tower=where,
+                module=failure.module or failure.method,
+                part="" if failure.module else "outside of its modules",
+                figures=Deviation(float("inf"), limits.module, float("inf"), failure.method),
+                given=given,
+                reason=failure.problem,
             ),
         )
     reached = {tower(error.module) for error in errors}
     nothing = {each: "nothing departs" if each in reached else _UNSEEN for each in TOWERS}
     return Localisation(
-        [found.get(each) or Place(each, given=given, reason=nothing[each]) for each in TOWERS]
+        [found.get(each) or Place(tower=each, given=given, reason=nothing[each]) for each in TOWERS]
     )
 
 

@@ -23,7 +23,7 @@ def sigmoid(logits: Array) -> NDArray[np.float64]:
     return np.asarray((1 + np.tanh(logits.astype(np.float64) / 2)) / 2)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Difference:
     """Difference of ``candidate`` and ``reference``, and the worst element.
 

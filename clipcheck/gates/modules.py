@@ -16,7 +16,7 @@ from clipcheck.gates.tolerances import SAME_BLOCK, Limits
 from clipcheck.system.figures import counted
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModuleError:
     """Error of a module against its float64 copy, on one input.
 
@@ -43,7 +43,7 @@ class ModuleError:
     slack: float = 1.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Coverage:
     """Modules that were judged, and those that could not be.
 
@@ -78,7 +78,9 @@ def modules(coverage: Coverage, limits: Limits) -> GateResult:
     figures = _coverage_figures(judged, coverage)
     if not judged:
         message = f"not one module could be judged: {_reasons(coverage)}"
-        return GateResult("modules", False, message, figures, float("inf"))
+        return GateResult(
+            name="modules", passed=False, message=message, figures=figures, margin=float("inf")
+        )
     found = [*ratios(coverage.errors, limits), *ratios(coverage.ranges, limits)]
     greatest, worst = max(found, key=lambda item: item[0])
     figures = {
@@ -89,13 +91,15 @@ def modules(coverage: Coverage, limits: Limits) -> GateResult:
     margin = greatest / limits.module
     if margin > 1:
         message = f"{_beyond(found, limits)}{_told(coverage)}"
-        return GateResult("modules", False, message, figures, margin)
+        return GateResult(
+            name="modules", passed=False, message=message, figures=figures, margin=margin
+        )
     message = (
         f"{counted(len(judged), 'module')}, one by one{_also(coverage)}: worst error "
         f"{against_eager(worst.candidate, greatest, limits.module)}, {_named(worst)}"
         f"{_left_out(coverage)}{_told(coverage)}"
     )
-    return GateResult("modules", True, message, figures, margin)
+    return GateResult(name="modules", passed=True, message=message, figures=figures, margin=margin)
 
 
 def _where_eager_is_finite(coverage: Coverage) -> Coverage:

@@ -10,7 +10,7 @@ _ALIKE = 10.0
 """By which factor errors of replaced parts may differ and count as alike."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Rewrite:
     """A part of a program that passes replaced.
 
@@ -56,7 +56,7 @@ class Rewrites:
         return cls(len(found), most[0] if most else None, len(most))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Optimised:
     """The part of a library's optimiser that makes a candidate fail, which passes without.
 

@@ -46,7 +46,7 @@ Exactly = Callable[[Sequence[int]], Array]
 """Returns the features of these rows of a batch in float64."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class OwnRow:
     """One of the user's images or prompts.
 
@@ -70,7 +70,7 @@ class OwnRow:
     cosine: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class OwnFound:
     """Findings on the user's data.
 
@@ -111,7 +111,7 @@ class Kept:
     known: bool
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _OfKind:
     """Measurements of all images or all prompts."""
 
@@ -281,12 +281,12 @@ class OwnMeasures:
         found = _cosines(rows, others)
         candidate, reference, exact = ({name: self._scale * each + self._bias} for each in found)
         case = Case(
-            candidate,
-            reference,
-            exact,
-            {kind: rows.names, column: others.names},
-            {kind: first},
-            frozenset(OUTPUTS) - {name},
+            candidate=candidate,
+            reference=reference,
+            exact=exact,
+            rows={kind: rows.names, column: others.names},
+            first_rows={kind: first},
+            absent=frozenset(OUTPUTS) - {name},
         )
         if not np.isfinite(found[0]).all():
             return  # the features are told to be so
@@ -355,8 +355,8 @@ class OwnMeasures:
         rows = [self._row(kind, kept) for kind in _FEATURES for kept in self.kept(kind)]
         key = (lambda each: -each.cosine) if self._lossy else (lambda each: each.rmse_ratio)
         return OwnFound(
-            self._of["image"].rows,
-            self._of["prompt"].rows,
+            images=self._of["image"].rows,
+            prompts=self._of["prompt"].rows,
             exact=sum(mine.exact for mine in self._of.values()),
             at_most=0.0 if self._lossy else max(mine.at_most for mine in self._of.values()),
             worst=tuple(sorted(rows, key=key, reverse=True)),
@@ -376,7 +376,15 @@ class OwnMeasures:
         error = float(row_rms(case.candidate[name].astype(np.float64) - case.exact[name])[0])
         ratio = self._ratio(name, case, kept.known)
         cosine = float(np.sum(units[0] * units[1]))
-        return OwnRow(kind, kept.name, name, ratio, self._ruler.allowed(name), error, cosine)
+        return OwnRow(
+            kind=kind,
+            name=kept.name,
+            output=name,
+            rmse_ratio=ratio,
+            allowed=self._ruler.allowed(name),
+            rmse=error,
+            cosine=cosine,
+        )
 
     # ---------------------------------------------------------------- gates
 
@@ -490,4 +498,4 @@ def _one(case: Case, name: str, row: int) -> Case:
         {name: side[name][row : row + 1].copy()}
         for side in (case.candidate, case.reference, case.exact)
     )
-    return Case(candidate, reference, exact)
+    return Case(candidate=candidate, reference=reference, exact=exact)

@@ -84,7 +84,7 @@ class Unknown:
     unlike: Unlike
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PreprocessingResult:
     """Comparison of a library's preprocessing or tokenizer with clipcheck's.
 

@@ -55,7 +55,7 @@ def repeatability(
     """
     problem = unusable(cases) or ("" if repeats else "nothing was run twice")
     if problem:
-        return GateResult("repeatability", False, problem, margin=float("inf"))
+        return GateResult(name="repeatability", passed=False, message=problem, margin=float("inf"))
     ruler = Ruler(cases, limits, scale)
     found = [moved for repeat in repeats for moved in _moved(cases, repeat, limits, ruler)]
     worst = max(found, key=lambda moved: moved.margin)
@@ -72,11 +72,19 @@ def repeatability(
             f"{counted(len(repeats), 'repeated call')}, {company}after other "
             f"calls: outputs moved by at most {_of_eager(worst)}"
         )
-        return GateResult("repeatability", True, message, figures, worst.margin)
-    return GateResult("repeatability", False, _unstable(worst), figures, worst.margin)
+        return GateResult(
+            name="repeatability", passed=True, message=message, figures=figures, margin=worst.margin
+        )
+    return GateResult(
+        name="repeatability",
+        passed=False,
+        message=_unstable(worst),
+        figures=figures,
+        margin=worst.margin,
+    )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Moved:
     output: str
     place: str
@@ -106,7 +114,16 @@ def _moved(cases: Sequence[Case], repeat: Repeat, limits: Limits, ruler: Ruler) 
         # The difference of two results has two errors, each up to the limit of one.
         allowed = 2 * (limits.logit_row if name in LOGITS else limits.feature_row)
         place = case.where(name, [rows[row]])
-        found.append(_Moved(name, place, repeat.what, ratio, allowed, limits.unit))
+        found.append(
+            _Moved(
+                output=name,
+                place=place,
+                what=repeat.what,
+                ratio=ratio,
+                allowed=allowed,
+                unit=limits.unit,
+            )
+        )
     return found
 
 

@@ -38,7 +38,7 @@ Figures = Mapping[str, Mapping[str, float | int | str]]
 GateState = Literal["passed", "failed", "measured"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Case:
     """The outputs of candidate and reference for one batch.
 
@@ -83,7 +83,7 @@ def in_form(outputs: Outputs, normalised: Collection[str]) -> Outputs:
     return {name: unit(array) if name in normalised else array for name, array in outputs.items()}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GateResult:
     """Result of a gate.
 

@@ -24,7 +24,7 @@ class Allclose:
     sigmoid: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Limits:
     """The limits of a candidate's error against float64, in one dtype.
 
@@ -73,9 +73,9 @@ _RATIOS: dict[str, Any] = {
 }
 
 LIMITS = {
-    "float32": Limits(2**-24, **_RATIOS, cap=64, allclose=0.5),
-    "float16": Limits(2**-11, **_RATIOS, cap=8, allclose=0.5),
-    "bfloat16": Limits(2**-8, **_RATIOS, cap=8, allclose=0),
+    "float32": Limits(roundoff=2**-24, **_RATIOS, cap=64, allclose=0.5),
+    "float16": Limits(roundoff=2**-11, **_RATIOS, cap=8, allclose=0.5),
+    "bfloat16": Limits(roundoff=2**-8, **_RATIOS, cap=8, allclose=0),
 }
 """Limits by dtype.
 

@@ -21,7 +21,7 @@ from clipcheck.gates.tolerances import Limits
 from clipcheck.system.figures import counted, number
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Exchange:
     """A row of logits whose best match differs from that in float64.
 
@@ -51,7 +51,7 @@ def top1(cases: Sequence[Case], limits: Limits, scale: float) -> GateResult:
     """
     problem = _problem(cases)
     if problem:
-        return GateResult("top1", False, problem, margin=float("inf"))
+        return GateResult(name="top1", passed=False, message=problem, margin=float("inf"))
     rows, clear, wrong = compare(cases, Ruler(cases, limits, scale))
     figures = {"rows": {"compared": rows, "clear": clear, "wrong": len(wrong)}}
     ties = f"; {counted(rows - clear, 'tie')} ignored" if rows > clear else ""
@@ -59,9 +59,13 @@ def top1(cases: Sequence[Case], limits: Limits, scale: float) -> GateResult:
         worst = max(wrong, key=_margin_of)
         told = exchange_text(cases[worst.case], worst)
         message = f"top-1 differs in {len(wrong)} of {clear} rows: {told}{ties}"
-        return GateResult("top1", False, message, figures, worst.margin)
+        return GateResult(
+            name="top1", passed=False, message=message, figures=figures, margin=worst.margin
+        )
     told = f"top-1 agrees in {clear} of {clear} rows" if clear else "no row has a clear best match"
-    return GateResult("top1", True, f"{told}{ties}", figures, judged=clear > 0)
+    return GateResult(
+        name="top1", passed=True, message=f"{told}{ties}", figures=figures, judged=clear > 0
+    )
 
 
 def worst_exchange(cases: Sequence[Case], limits: Limits, scale: float) -> Exchange | None:
@@ -110,7 +114,9 @@ def _exchange(at: int, case: Case, name: str, row: int, clear: float) -> Exchang
     exact = case.exact[name][row]
     right, found = int(exact.argmax()), int(case.candidate[name][row].argmax())
     lead = float(exact[right] - exact[found])
-    return Exchange(lead / clear, at, name, row, right, found, lead)
+    return Exchange(
+        margin=lead / clear, case=at, output=name, row=row, right=right, found=found, lead=lead
+    )
 
 
 def exchange_text(case: Case, exchange: Exchange) -> str:

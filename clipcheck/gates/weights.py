@@ -37,7 +37,7 @@ class Stored:
     dtype: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class WeightDifference:
     """How a weight of the candidate differs from the reference's.
 
@@ -86,14 +86,23 @@ def weights(found: Sequence[WeightDifference], compared: int) -> GateResult:
     figures: Figures = {"weights": counts, **{each.key: _figures(each) for each in wrong}}
     if not compared:
         message = "no weights were compared: the two files have none in common"
-        return GateResult("weights", False, message, figures, float("inf"))
+        return GateResult(
+            name="weights", passed=False, message=message, figures=figures, margin=float("inf")
+        )
     if not wrong:
         message = f"all {compared} weights are the reference's, rounded at most"
-        return GateResult("weights", True, "; ".join([message, *map(str, found)]), figures)
+        return GateResult(
+            name="weights",
+            passed=True,
+            message="; ".join([message, *map(str, found)]),
+            figures=figures,
+        )
     more = [f"and {len(wrong) - _NAMED} more"] if len(wrong) > _NAMED else []
     named = ", ".join([*map(str, wrong[:_NAMED]), *more])
     message = f"weights differ in {counted(len(wrong), 'tensor')}: {named}"
-    return GateResult("weights", False, message, figures, float("inf"))
+    return GateResult(
+        name="weights", passed=False, message=message, figures=figures, margin=float("inf")
+    )
 
 
 def absent(key: str, side: str, *, harmless: bool) -> WeightDifference:
@@ -103,7 +112,7 @@ def absent(key: str, side: str, *, harmless: bool) -> WeightDifference:
         side: without the weight, ``candidate`` or ``reference``.
         harmless: whether the model does not use it.
     """
-    return WeightDifference(key, f"is missing from the {side}", harmless)
+    return WeightDifference(key=key, otherwise=f"is missing from the {side}", harmless=harmless)
 
 
 def difference(key: str, candidate: Stored, reference: Stored) -> WeightDifference | None:
@@ -117,10 +126,12 @@ def difference(key: str, candidate: Stored, reference: Stored) -> WeightDifferen
     if shapes[0] != shapes[1]:
         otherwise = f"has shape {list(shapes[0])} in place of {list(shapes[1])}"
         if {candidate.values.size, reference.values.size} != {1} or () not in shapes:
-            return WeightDifference(key, otherwise, dtype=candidate.dtype)
+            return WeightDifference(key=key, otherwise=otherwise, dtype=candidate.dtype)
         # Scalars with and without a dimension are used alike (openai/CLIP#67).
         flat = (Stored(each.values.reshape(1), each.dtype) for each in (candidate, reference))
-        return difference(key, *flat) or WeightDifference(key, otherwise, harmless=True)
+        return difference(key, *flat) or WeightDifference(
+            key=key, otherwise=otherwise, harmless=True
+        )
     if candidate.dtype in _BITS and reference.dtype in _BITS:
         return _measured(key, candidate, reference)
     return _of_integers(key, candidate, reference)
@@ -147,7 +158,7 @@ def _of_integers(key: str, candidate: Stored, reference: Stored) -> WeightDiffer
         return None
     first = int(np.flatnonzero(apart)[0])
     values = f"{mine.flat[first]:g} in place of {other.flat[first]:g}"
-    return WeightDifference(key, f"is {values}", dtype=candidate.dtype)
+    return WeightDifference(key=key, otherwise=f"is {values}", dtype=candidate.dtype)
 
 
 # Overflows and NaN count as differences, without a warning.
@@ -171,7 +182,15 @@ def _measured(key: str, candidate: Stored, reference: Stored) -> WeightDifferenc
     relative = max_abs / rms if rms else float("inf")
     elements = reference.values.size
     return WeightDifference(
-        key, "", False, differing, elements, max_abs, relative, ulps, candidate.dtype
+        key=key,
+        otherwise="",
+        harmless=False,
+        differing=differing,
+        elements=elements,
+        max_abs=max_abs,
+        relative=relative,
+        ulps=ulps,
+        dtype=candidate.dtype,
     )
 
 

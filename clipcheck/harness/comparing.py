@@ -113,7 +113,14 @@ def compare(
     second = open_side(candidate, "candidate", options.told)
     rules = first.inputs or second.inputs
     rows = _rows(images, prompts, first, rules, options)
-    found = _Comparison(first, second, rules, rows, assumed_error, options).judgement()
+    found = _Comparison(
+        reference=first,
+        candidate=second,
+        rules=rules,
+        rows=rows,
+        assumed_error=assumed_error,
+        options=options,
+    ).judgement()
     return Result((found,), environment())
 
 
@@ -160,7 +167,7 @@ def _rows(
     return given_rows(images, prompts, rules)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Comparison:
     """Runs both models, and judges the candidate.
 

@@ -149,7 +149,9 @@ def _run(candidate: Backend, trial: Trial) -> tuple[Batch, Case]:
         else:
             reference, in_float64 = (_first(each, images, prompts) for each in (own, exact))
             absent = frozenset(OUTPUTS).difference(given)
-            return few, Case(given, reference, in_float64, few.rows, absent=absent)
+            return few, Case(
+                candidate=given, reference=reference, exact=in_float64, rows=few.rows, absent=absent
+            )
     raise failures[0]
 
 

@@ -200,7 +200,7 @@ class _Search:
     def _distance(self, architecture: Architecture) -> float:
         """Return the candidate's distance from this architecture, in the ruler's measure."""
         exact = in_form({self._seen.output: self._exact(architecture)}, self._normalised)
-        case = Case({self._seen.output: self._seen.given}, exact, exact)
+        case = Case(candidate={self._seen.output: self._seen.given}, reference=exact, exact=exact)
         return float(self._ruler.further(self._seen.output, case).max())
 
     def _exact(self, architecture: Architecture) -> Array:

@@ -134,10 +134,17 @@ def _inputs(pixels: Pixels, tokens: Tokens) -> Inputs:
     white."""
     least, most = float(pixels.min()), float(pixels.max())
     across = (most - least) or 1.0
-    rules = ImageRules((-least / across,) * 3, (1 / across,) * 3)
+    rules = ImageRules(mean=(-least / across,) * 3, std=(1 / across,) * 3)
     greatest = int(tokens.max())
-    texts = TextRules(None, None, 0, 0, greatest)
-    return Inputs(pixels.shape[-1], tokens.shape[1], greatest + 1, 1, rules, texts)
+    texts = TextRules(start=None, end=None, pad=0, first=0, last=greatest)
+    return Inputs(
+        resolution=pixels.shape[-1],
+        context_length=tokens.shape[1],
+        vocab_size=greatest + 1,
+        grid=1,
+        images=rules,
+        of_texts=texts,
+    )
 
 
 class _Rows:

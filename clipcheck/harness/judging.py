@@ -138,14 +138,14 @@ class Lengths:
         """Return some rows of the candidate as a case."""
         names = self.batch.rows["prompt"]
         return Case(
-            {"text_features": found},
-            in_form({"text_features": self.reference[rows]}, normalised),
-            in_form({"text_features": self.exact[rows]}, normalised),
-            {"prompt": tuple(names[row] for row in rows)},
+            candidate={"text_features": found},
+            reference=in_form({"text_features": self.reference[rows]}, normalised),
+            exact=in_form({"text_features": self.exact[rows]}, normalised),
+            rows={"prompt": tuple(names[row] for row in rows)},
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Trial:
     """Batches, and their outputs in the reference.
 
@@ -255,13 +255,13 @@ class Trial:
         if not again:
             calls = [call for call in calls if any(r.batch == len(batches) for r in call.prompts)]
         return cls(
-            batches,
-            mine,
-            exact,
-            reference.scale,
-            dtype,
-            measured,
-            calls,
+            batches=batches,
+            reference=mine,
+            exact=exact,
+            scale=reference.scale,
+            dtype=dtype,
+            lengths=measured,
+            calls=calls,
             in_form=effort.in_form if effort and again else 0,
             at_once=effort.at_once if effort else cls.at_once,
             gates=gates,
@@ -320,20 +320,27 @@ class Trial:
         as_given = partial(in_form, normalised=candidate.normalised)
         cases = [
             Case(
-                mine,
-                as_given(own),
-                as_given(exact),
-                batch.rows,
-                batch.first_rows,
-                absent,
-                self.output_dtype,
+                candidate=mine,
+                reference=as_given(own),
+                exact=as_given(exact),
+                rows=batch.rows,
+                first_rows=batch.first_rows,
+                absent=absent,
+                dtype=self.output_dtype,
             )
             for mine, own, exact, batch in zip(
                 found, self.reference, self.exact, self.batches, strict=True
             )
         ]
         sample = [
-            Case(mine, as_given(exact), as_given(exact), batch.rows, batch.first_rows, absent)
+            Case(
+                candidate=mine,
+                reference=as_given(exact),
+                exact=as_given(exact),
+                rows=batch.rows,
+                first_rows=batch.first_rows,
+                absent=absent,
+            )
             for mine, exact, batch in zip(
                 of_population, self.of_population, self.population, strict=True
             )
@@ -473,7 +480,14 @@ def _require_finite(
     for batch, own, in_float64 in zip(batches, reference, exact, strict=True):
         for outputs, name, remedy in ((in_float64, "float64", cast), (own, dtype, overflowing)):
             problem = eager_not_finite(
-                Case(outputs, outputs, outputs, batch.rows, batch.first_rows), tuple(outputs)
+                Case(
+                    candidate=outputs,
+                    reference=outputs,
+                    exact=outputs,
+                    rows=batch.rows,
+                    first_rows=batch.first_rows,
+                ),
+                tuple(outputs),
             )
             if problem:
                 unknown = "so nothing can be compared with it"
@@ -557,10 +571,17 @@ def inputs_of(model: Architecture | LibraryArchitecture) -> Inputs:
     """Return the sizes and rules of a model's inputs."""
     a = sizes_of(model)
     texts = a.texts if isinstance(model, LibraryArchitecture) else None
-    return Inputs(a.image_resolution, a.context_length, a.vocab_size, a.grid, a.images, texts)
+    return Inputs(
+        resolution=a.image_resolution,
+        context_length=a.context_length,
+        vocab_size=a.vocab_size,
+        grid=a.grid,
+        images=a.images,
+        of_texts=texts,
+    )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Verdict:
     """Gates, outputs and state of a candidate.
 
@@ -588,16 +609,16 @@ def kept_of(trial: Trial, verdict: Verdict, before: Sequence[GateResult] = ()) -
     run, coverage, data = verdict.run, verdict.coverage, verdict.own
     own = [] if coverage is None else [modules(coverage, trial.ruler_limits)]
     return Kept(
-        trial.dtype,
-        trial.scale,
-        trial.error,
-        run.cases,
-        run.repeats,
-        run.lengths,
-        run.sample,
-        verdict.evidence,
-        (*before, *own),
-        data.measures.results() if data else None,
+        dtype=trial.dtype,
+        scale=trial.scale,
+        error=trial.error,
+        cases=run.cases,
+        repeats=run.repeats,
+        lengths=run.lengths,
+        sample=run.sample,
+        evidence=verdict.evidence,
+        others=(*before, *own),
+        own=data.measures.results() if data else None,
     )
 
 
@@ -728,7 +749,9 @@ def judge_run(
     if dynamic_batch and candidate.batches:
         evidence = replace(evidence, doubts=[*evidence.doubts, batches.told(candidate.batches)])
     gates = judge(trial, run, evidence, coverage, limits, own.measures.results() if own else None)
-    return Verdict(gates, run, not changed, coverage, evidence, own)
+    return Verdict(
+        gates=gates, run=run, intact=not changed, coverage=coverage, evidence=evidence, own=own
+    )
 
 
 def _coverage(

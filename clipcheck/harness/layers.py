@@ -56,7 +56,12 @@ def costly_layers(
     def error(outputs: Sequence[Named]) -> float:
         return squared_error(
             [
-                Case({**before, **after}, true, true, absent=candidate.absent)
+                Case(
+                    candidate={**before, **after},
+                    reference=true,
+                    exact=true,
+                    absent=candidate.absent,
+                )
                 for before, after, true in zip(plain, outputs, exact, strict=True)
             ]
         )

@@ -206,7 +206,9 @@ def _optimised(
     batch = for_modules(inputs_of(source.checkpoint.model), seed).of_sizes(*sizes)
     inputs = [(batch.pixels, batch.tokens)]
     (own,), (exact,) = reference.outputs(inputs), reference.exact_outputs(inputs)
-    ruler = Ruler([Case(own, own, exact)], LIMITS[source.dtype], reference.scale)
+    ruler = Ruler(
+        [Case(candidate=own, reference=own, exact=exact)], LIMITS[source.dtype], reference.scale
+    )
     probe = Probe(candidate, reference.standing(), ruler, Allclose())
     fails = on_batch(probe, batch, "those of the `modules` gate")
     if fails.call():

@@ -304,7 +304,16 @@ class Judge:
         )
         with opened as sides, ExitStack() as stack, shared.keeping_errors():
             bench = stack.enter_context(
-                closing(_Bench(self.options, self.own, shared, files, sides, first))
+                closing(
+                    _Bench(
+                        options=self.options,
+                        own=self.own,
+                        draft=shared,
+                        files=files,
+                        sides=sides,
+                        span=first,
+                    )
+                )
             )
             for choice, part, share in zip(running, parts, shares, strict=True):
                 with part.keeping_errors():
@@ -545,6 +554,7 @@ class _Bench:
 
     def __init__(
         self,
+        *,
         options: CheckOptions,
         own: OwnData,
         draft: Draft,

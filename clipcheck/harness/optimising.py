@@ -63,13 +63,13 @@ def find_optimised(candidate: Backend, fails: Fails, batch: Batch) -> Optimised 
             continue
         rewrites, reason = _rewrites(optimiser, cause.sound, Setting(cause.level), small)
         return Optimised(
-            cause.level,
-            cause.below,
-            cause.passes,
-            cause.reason or reason,
-            candidate.line_for(cause.sound),
-            fails.given,
-            rewrites,
+            level=cause.level,
+            below=cause.below,
+            passes=cause.passes,
+            reason=cause.reason or reason,
+            line=candidate.line_for(cause.sound),
+            given=fails.given,
+            rewrites=rewrites,
         )
     return None
 

@@ -116,7 +116,7 @@ class Own:
     exactly: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class OwnRun:
     """The user's data as a candidate ran it.
 
@@ -156,7 +156,13 @@ class OwnRun:
         given = batch(found or first, preprocessing)
         named = replace(given, rows={**given.rows, kind: (kept.name,)})
         measure = worst_measure(probe.measure(named))
-        return Failing(found or first, measure, found is not None, first, own=kept.name)
+        return Failing(
+            example=found or first,
+            measure=measure,
+            shrunk=found is not None,
+            first=first,
+            own=kept.name,
+        )
 
 
 def run_own(
@@ -181,7 +187,7 @@ def run_own(
             does not have the features to compare.
         RunError: the eager model cannot be run, or its features are not finite.
     """
-    run = _Run(own, candidate, measures, cases, advance)
+    run = _Run(own=own, candidate=candidate, measures=measures, cases=cases, advance=advance)
     for kind in _ENCODERS:
         if own.data.count(kind) and not run.failures:
             run.through(kind, repeats)
@@ -190,7 +196,7 @@ def run_own(
     return run.result()
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Run:
     own: Own
     candidate: Backend
@@ -254,11 +260,11 @@ class _Run:
         normalised = self.candidate.normalised
         reference = in_form({name: expected}, normalised)
         case = Case(
-            {name: got},
-            reference,
-            in_form({name: exact}, normalised) if self.own.exactly else reference,
-            {rows.kind: rows.names},
-            {rows.kind: rows.first},
+            candidate={name: got},
+            reference=reference,
+            exact=in_form({name: exact}, normalised) if self.own.exactly else reference,
+            rows={rows.kind: rows.names},
+            first_rows={rows.kind: rows.first},
         )
         problem = _problem(rows, name, got, expected)
         if problem:
@@ -333,12 +339,12 @@ class _Run:
             (kept.name, picture_of(kept.given, rules)) for kept in self.measures.kept("image")
         ]
         return OwnRun(
-            self.measures,
-            found,
-            self._digest.hexdigest(),
-            self.own.preprocessing,
-            tuple(self.failures),
-            tuple(pictures),
+            measures=self.measures,
+            found=found,
+            digest=self._digest.hexdigest(),
+            preprocessing=self.own.preprocessing,
+            failures=tuple(self.failures),
+            pictures=tuple(pictures),
         )
 
 

@@ -303,16 +303,16 @@ class PinnedJudge:
         whole = weights.same == set(head.keys) and not weights.rounded
         left_out = {_NOT_JUDGED} if whole else {_NOT_JUDGED, "modules"}
         return Trial(
-            batches,
-            [
+            batches=batches,
+            reference=[
                 pin.eager(batch, outputs, dtype)
                 for batch, outputs in zip(batches, exact, strict=True)
             ],
-            exact,
-            head.scale,
-            dtype,
-            lengths,
-            deal(batches, range(len(pin.lengths.tokens)), effort) if again else (),
+            exact=exact,
+            scale=head.scale,
+            dtype=dtype,
+            lengths=lengths,
+            calls=deal(batches, range(len(pin.lengths.tokens)), effort) if again else (),
             in_form=effort.in_form if again else 0,
             at_once=effort.at_once,
             gates=[name for name in options.gates if name not in left_out],
@@ -377,13 +377,13 @@ class PinnedJudge:
     ) -> Backend:
         sizes = self.pin.header.sizes
         file = ProgramFile(
-            program.path,
-            device,
-            dtype,
-            sizes,
-            None,
-            choice.settings,
-            sandbox,
+            path=program.path,
+            device=device,
+            dtype=dtype,
+            sizes=sizes,
+            weights=None,
+            options=choice.settings,
+            sandbox=sandbox,
             names=self.options.names,
         )
         with translating(choice.name, "building"):

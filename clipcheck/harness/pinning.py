@@ -143,7 +143,14 @@ def make_pin(
     by_length = PinnedLengths(
         lengths.tokens, measured.lengths.astype(np.float32), measured.by_length
     )
-    return Pin(header, prompts.tokens, features, measured.errors, by_length, weights)
+    return Pin(
+        header=header,
+        tokens=prompts.tokens,
+        features=features,
+        errors=measured.errors,
+        lengths=by_length,
+        weights=weights,
+    )
 
 
 def _require_room(drawn: int, sizes: Sizes, weights: Fingerprints) -> None:
@@ -194,7 +201,7 @@ def _sizes(sizes: Sizes) -> dict[str, Any]:
     return {**found, "ids": Ids(texts.start, texts.end, texts.pad, texts.first, texts.last)}
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Measured:
     """Outputs of the eager model.
 
@@ -248,7 +255,8 @@ def _measure(
             if measured is None:
                 parts["float64"].say(f"{checkpoint.path}: running the eager model in float64")
                 exact = reference.exact_outputs(given, parts["float64"].reach, **more)
-                measured = _Measured(reference.scale, *split(exact))
+                outputs, last = split(exact)
+                measured = _Measured(scale=reference.scale, exact=outputs, lengths=last)
             parts[dtype].say(f"{checkpoint.path}: running the eager model in {dtype}")
             try:
                 judged = given[: len(SIZES) + BESIDE]

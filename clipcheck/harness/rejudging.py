@@ -88,7 +88,16 @@ def _judged(judgement: Judgement, kept: Kept, options: CheckOptions) -> Judgemen
         )
     # Without repeated rows, which ran only if their gate was selected, there is nothing to judge.
     chosen = [name for name in options.gates if kept.repeats or name != "repeatability"]
-    trial = Trial((), (), (), kept.scale, kept.dtype, gates=chosen, budget=lossy, error=kept.error)
+    trial = Trial(
+        batches=(),
+        reference=(),
+        exact=(),
+        scale=kept.scale,
+        dtype=kept.dtype,
+        gates=chosen,
+        budget=lossy,
+        error=kept.error,
+    )
     run = Run(kept.cases, kept.repeats, [], kept.lengths, kept.sample)
     others = [gate for gate in kept.others if gate.name in chosen]
     gates = sorted(

@@ -36,7 +36,7 @@ _CALLS = 3
 the second and third call."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Replayed:
     """Result of running a failing input again."""
 
@@ -129,13 +129,23 @@ def replay(
             limits = replace(saved.limits, sigmoid=sizes_of(found).sigmoid)
             probe = Probe(candidate, sides.reference.standing(), ruler, limits)
             measured = worst([measure for _ in range(_CALLS) for measure in probe.measure(given)])
-    return Replayed(saved, name, subject.sha256, str(target), wanted, measured)
+    return Replayed(
+        saved=saved,
+        checkpoint=name,
+        sha256=subject.sha256,
+        device=str(target),
+        dtype=wanted,
+        measure=measured,
+    )
 
 
 def _ruler_of_edge_cases(reference: Reference, inputs: Inputs, dtype: str) -> Ruler:
     """Return the ruler of the first edge cases: a single input is too few for a median."""
     trial = Trial.of(reference, list(batches(MOST_ROWS, inputs, seed=0)), dtype, Stopwatch())
-    cases = [Case(own, own, exact) for own, exact in zip(trial.reference, trial.exact, strict=True)]
+    cases = [
+        Case(candidate=own, reference=own, exact=exact)
+        for own, exact in zip(trial.reference, trial.exact, strict=True)
+    ]
     return Ruler(cases, LIMITS[dtype], trial.scale)
 
 

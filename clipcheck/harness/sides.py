@@ -64,7 +64,14 @@ class Side:
         s = self.adapted.sizes
         if s is None:
             return None
-        return Inputs(s.image_resolution, s.context_length, s.vocab_size, s.grid, s.images, s.texts)
+        return Inputs(
+            resolution=s.image_resolution,
+            context_length=s.context_length,
+            vocab_size=s.vocab_size,
+            grid=s.grid,
+            images=s.images,
+            of_texts=s.texts,
+        )
 
     @property
     def parameters(self) -> int:
@@ -109,7 +116,14 @@ def open_side(given: object, role: str, architecture: str | None) -> Side:
         device = resolve_device(None)
         model = load_eager(checkpoint, device, torch.float32)
         sizes = sizes_of(checkpoint.model)
-        adapted = Adapted(model, os.fspath(given), model.own(), sizes, None, {})
+        adapted = Adapted(
+            model=model,
+            name=os.fspath(given),
+            module=model.own(),
+            sizes=sizes,
+            wrap=None,
+            encoders={},
+        )
         return Side(adapted.name, adapted, device, checkpoint)
     adapted = adapt(given, role)
     weights = () if adapted.module is None else adapted.module.parameters()

@@ -39,7 +39,7 @@ Tokens = NDArray[np.int32]
 Colours = NDArray[np.uint8]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Inputs:
     """Sizes of a model's inputs: ``resolution`` pixels a side, ``context_length`` tokens, ids below
     ``vocab_size``; ``grid`` positions a side in the image tower.

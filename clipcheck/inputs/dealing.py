@@ -41,7 +41,7 @@ class Call:
     prompts: tuple[Row, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Effort:
     """Amount of further calls.
 

@@ -51,7 +51,7 @@ _DTYPES = {"I;16": "<u2", "I;16L": "<u2", "I;16B": ">u2", "I;16N": "=u2", "I": "
 _COLOURS = 256
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Pattern:
     """Two colours and their arrangement.
 
@@ -83,8 +83,15 @@ class Pattern:
             An array that broadcasts to [height, width, bands].
         """
         generator = np.random.default_rng(self.seed)
-        sides = (width, height) if self.turned else (height, width)
-        shares = KINDS[self.kind].shares(_Plane(generator, *sides, bands, self.step, count - 1))
+        plane = _Plane(
+            generator=generator,
+            height=width if self.turned else height,
+            width=height if self.turned else width,
+            bands=bands,
+            step=self.step,
+            top=count - 1,
+        )
+        shares = KINDS[self.kind].shares(plane)
         return shares.swapaxes(0, 1) if self.turned else shares
 
     def mixed(self, height: int, width: int, table: NDArray[np.generic]) -> NDArray[np.generic]:
@@ -98,7 +105,7 @@ class Pattern:
         return np.broadcast_to(planes, (height, width, bands))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Picture:
     """Parameters of an image.
 
@@ -174,7 +181,7 @@ class Picture:
         return image
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Plane:
     """The area of a pattern; shares go from 0 to ``top``."""
 

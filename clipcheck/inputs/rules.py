@@ -18,7 +18,7 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 """Standard deviation of red, green and blue, from the same source."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ImageRules:
     """Rules for converting an image to pixels.
 
@@ -59,7 +59,7 @@ class Tokenizes(Protocol):
         """The text of the ids of a row, without its start and end."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TextRules:
     """Rules for converting a text to a row of ids.
 
@@ -93,7 +93,14 @@ class TextRules:
 def clip_texts(vocab_size: int, pad: int = 0) -> TextRules:
     """Return CLIP's rules: the two greatest ids are start and end, and padding follows."""
     tokenizer = ClipTokenizer(pad) if vocab_size == VOCABULARY_SIZE else None
-    return TextRules(vocab_size - 2, vocab_size - 1, pad, 0, vocab_size - 3, tokenizer)
+    return TextRules(
+        start=vocab_size - 2,
+        end=vocab_size - 1,
+        pad=pad,
+        first=0,
+        last=vocab_size - 3,
+        tokenizer=tokenizer,
+    )
 
 
 CLIP_IMAGES = ImageRules()

@@ -65,7 +65,15 @@ def pictures(
     orientation = draw(_ORIENTATIONS)
     # The pattern comes last: a simpler one draws fewer numbers, which changes nothing else.
     pattern = draw(_patterns(BANDS[mode], _PALETTES[1:2] if mode == "1" else _PALETTES))
-    return Picture(mode, width, height, pattern, full, transparency, orientation)
+    return Picture(
+        mode=mode,
+        width=width,
+        height=height,
+        pattern=pattern,
+        full=full,
+        transparency=transparency,
+        orientation=orientation,
+    )
 
 
 _ORIENTATIONS = st.none() | st.integers(1, 8)
@@ -94,7 +102,9 @@ def _pattern(draw: st.DrawFn, palettes: SearchStrategy[tuple[SearchStrategy[Any]
     numbers = {"second": seconds, **_NUMBERS}
     drawn: dict[str, Any] = {name: draw(numbers[name]) for name in KINDS[kind].takes}
     second = drawn.pop("second", first)
-    return Pattern(kind, first, _inverse(first) if second is None else second, **drawn)
+    return Pattern(
+        kind=kind, first=first, second=_inverse(first) if second is None else second, **drawn
+    )
 
 
 def _grey(_: tuple[int, ...], level: int) -> SearchStrategy[Colour]:

@@ -143,8 +143,8 @@ class LoadedArchive:
         """
         methods = self._methods()
         return Facts(
-            isinstance(self.module, torch.jit.ScriptModule),
-            {
+            scripted=isinstance(self.module, torch.jit.ScriptModule),
+            used={
                 method: frozenset(
                     self._naming.reference(key)
                     for key in torchscript.used_weights(self.module, method)
@@ -152,10 +152,10 @@ class LoadedArchive:
                 for method in METHODS
                 if method in methods
             },
-            self._dimension("input_resolution"),
-            self._dimension("context_length"),
-            self._patched,
-            torchscript.tensors_taken(self.module._c._get_method("forward"))
+            input_resolution=self._dimension("input_resolution"),
+            context_length=self._dimension("context_length"),
+            patched=self._patched,
+            forward_takes=torchscript.tensors_taken(self.module._c._get_method("forward"))
             if "forward" in methods
             else (),
         )

@@ -11,7 +11,7 @@ METHODS = ("encode_image", "encode_text", "forward")
 """The methods that run a CLIP model."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Facts:
     """Facts of an archive, beside its weights and the values that it computes.
 

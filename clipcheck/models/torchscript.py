@@ -103,12 +103,12 @@ def patch(
                 casts[number] += 1
                 _replace_float(graph, node, index, new)
     return Patched(
-        str(device),
-        None if new is None else _NAMES[new],
-        tuple(weights),
-        dict(devices),
-        {_NAMES[number]: count for number, count in casts.items()},
-        {_NAMES[number]: count for number, count in kept.items()},
+        device=str(device),
+        dtype=None if new is None else _NAMES[new],
+        weights=tuple(weights),
+        devices=dict(devices),
+        casts={_NAMES[number]: count for number, count in casts.items()},
+        kept={_NAMES[number]: count for number, count in kept.items()},
     )
 
 

@@ -85,7 +85,7 @@ def _runs_modules(backend: str) -> bool:
     return parse(backend).backend.runs_modules
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Choices:
     """The checkpoints to judge, and how.
 

@@ -118,7 +118,9 @@ def _casts(counts: Counter[str], weights: Sequence[str]) -> dict[str, str]:
         _counted(rewritten, "rewritten if another dtype is requested") if rewritten else "",
         _counted(kept, "unchanged") if kept else "",
     ]
-    suspicion = patched.suspicion(Patched("", None, tuple(weights), {}, {}, kept))
+    suspicion = patched.suspicion(
+        Patched(device="", dtype=None, weights=tuple(weights), devices={}, casts={}, kept=kept)
+    )
     return {
         "casts": ", ".join(part for part in told if part) or "none",
         **({"note": suspicion} if suspicion else {}),

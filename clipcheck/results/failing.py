@@ -35,7 +35,7 @@ class Measure:
         return self.ratio / self.allowed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FailingExample:
     """Description of a failing input.
 
@@ -75,7 +75,7 @@ class Mismatch:
     pictures: tuple[tuple[str, Image.Image], ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Failing:
     """A failing input.
 
@@ -99,11 +99,11 @@ class Failing:
     def described(self) -> FailingExample:
         """Return the description for a document."""
         return FailingExample(
-            tuple(describe_image(image) for image in self.example.images),
-            self.example.prompts,
-            self.shrunk,
-            self.measure.output,
-            self.measure.message,
-            self.saved,
-            self.own,
+            images=tuple(describe_image(image) for image in self.example.images),
+            prompts=self.example.prompts,
+            shrunk=self.shrunk,
+            output=self.measure.output,
+            message=self.measure.message,
+            saved=self.saved,
+            own=self.own,
         )

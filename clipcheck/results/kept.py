@@ -58,7 +58,7 @@ class _Repeat:
     names: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Header:
     """A `Kept` without its arrays."""
 
@@ -157,17 +157,19 @@ def _encoded(kept: Kept, name: str) -> bytes:
         arrays[f"own.{kind}.{_COSINES}"] = sample.cosines
         arrays |= {f"own.{kind}.{each}": values for each, values in sample.matches.items()}
     header = _Header(
-        name,
-        kept.dtype,
-        kept.scale,
-        kept.error,
-        tuple(map(_case, kept.cases)),
-        tuple(map(_case, kept.lengths)),
-        tuple(map(_case, kept.sample)),
-        tuple(_Repeat(each.what, each.number, each.rows, each.names) for each in kept.repeats),
-        kept.evidence,
-        kept.others,
-        None if kept.own is None else dict(kept.own.additions),
+        judgement=name,
+        dtype=kept.dtype,
+        scale=kept.scale,
+        error=kept.error,
+        cases=tuple(map(_case, kept.cases)),
+        lengths=tuple(map(_case, kept.lengths)),
+        sample=tuple(map(_case, kept.sample)),
+        repeats=tuple(
+            _Repeat(each.what, each.number, each.rows, each.names) for each in kept.repeats
+        ),
+        evidence=kept.evidence,
+        others=kept.others,
+        own=None if kept.own is None else dict(kept.own.additions),
     )
     return encode(_KIND, SCHEMA, vars(header), arrays)
 
@@ -204,9 +206,9 @@ def _decoded(data: bytes, name: str) -> Kept:
         for number, each in enumerate(header.repeats)
     ]
     return Kept(
-        header.dtype,
-        header.scale,
-        header.error,
+        dtype=header.dtype,
+        scale=header.scale,
+        error=header.error,
         repeats=repeats,
         evidence=header.evidence,
         others=header.others,
@@ -228,13 +230,13 @@ def _whole(case: _Case, arrays: Mapping[str, Array]) -> Case:
     sides: dict[str, Outputs] = {side: _below(arrays, f"{side}.") for side in _SIDES}
     reference = {**sides["exact"], **sides["reference"]}
     return Case(
-        sides["candidate"],
-        reference,
-        sides["exact"],
-        case.rows,
-        case.first_rows,
-        frozenset(case.absent),
-        case.dtype,
+        candidate=sides["candidate"],
+        reference=reference,
+        exact=sides["exact"],
+        rows=case.rows,
+        first_rows=case.first_rows,
+        absent=frozenset(case.absent),
+        dtype=case.dtype,
     )
 
 

@@ -11,7 +11,7 @@ from clipcheck.gates.repeatability import Repeat
 from clipcheck.gates.result import Case, GateResult
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Kept:
     """Outputs that a judgement compared, and what else its gates need.
 

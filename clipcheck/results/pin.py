@@ -117,14 +117,14 @@ class Header:
     def sizes(self) -> Sizes:
         """The sizes of the model, without a tokenizer."""
         return Sizes(
-            self.image_resolution,
-            self.context_length,
-            self.vocab_size,
-            self.embed_dim,
-            self.grid,
-            self.images,
-            TextRules(**asdict(self.ids)),
-            self.sigmoid,
+            image_resolution=self.image_resolution,
+            context_length=self.context_length,
+            vocab_size=self.vocab_size,
+            embed_dim=self.embed_dim,
+            grid=self.grid,
+            images=self.images,
+            texts=TextRules(**asdict(self.ids)),
+            sigmoid=self.sigmoid,
             outputs=self.outputs,
         )
 
@@ -144,7 +144,7 @@ class PinnedLengths:
     errors: Mapping[str, NDArray[np.float32]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Pin:
     """A pin.
 
@@ -280,16 +280,20 @@ def _pin(plain: Mapping[str, Any], arrays: Mapping[str, Array]) -> Pin:
             rest = _from_24_bits(arrays[f"sample.{name}"]) * scale
             features[name] = np.concatenate([arrays[name], rest.astype(np.float32)])
     return Pin(
-        head,
-        arrays["tokens"].astype(np.int32),
-        features,
-        {dtype: {name: arrays[f"{dtype}.{name}"] for name in head.outputs} for dtype in there},
-        PinnedLengths(
+        header=head,
+        tokens=arrays["tokens"].astype(np.int32),
+        features=features,
+        errors={
+            dtype: {name: arrays[f"{dtype}.{name}"] for name in head.outputs} for dtype in there
+        },
+        lengths=PinnedLengths(
             arrays["lengths.tokens"].astype(np.int32),
             arrays["lengths.features"],
             {dtype: arrays[f"{dtype}.lengths"] for dtype in there},
         ),
-        Fingerprints(head.keys, head.shapes, arrays["weights.digests"], arrays["weights.values"]),
+        weights=Fingerprints(
+            head.keys, head.shapes, arrays["weights.digests"], arrays["weights.values"]
+        ),
     )
 
 

@@ -78,7 +78,7 @@ _DIGEST = re.compile(r"[0-9a-f]{8,64}")
 _PATTERN = re.compile(r"[*?\[]")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Entry:
     """A checkpoint of a catalogue, with its options.
 
@@ -241,14 +241,14 @@ def _entries(given: Mapping[str, Any], folder: Path, root: str | None) -> Iterat
         known = replace(source, sha256=sha256, size=size) if kind == "url" else source
         yield _checked(
             Entry(
-                label if key is None else f"{label} ({key})",
-                known,
-                _strings(given, "backend") or (DEFAULT,),
-                _strings(given, "device"),
-                _strings(given, "dtype") or (DEFAULT,),
-                _reference(given, folder),
-                _architecture(given, folder),
-                ARCHITECTURES.get(label) if kind == "name" else None,
+                label=label if key is None else f"{label} ({key})",
+                source=known,
+                backends=_strings(given, "backend") or (DEFAULT,),
+                devices=_strings(given, "device"),
+                dtypes=_strings(given, "dtype") or (DEFAULT,),
+                reference=_reference(given, folder),
+                architecture=_architecture(given, folder),
+                dimensions=ARCHITECTURES.get(label) if kind == "name" else None,
                 key=key,
                 map=_strings(given, "map"),
                 images=_own(given, folder, "images"),
@@ -422,7 +422,7 @@ def _of_folder(folder: Path) -> list[Entry]:
             remedy="Name the folder that they are in.",
             path=folder,
         )
-    return [Entry(str(path), Source("path", str(path.absolute()))) for path in found]
+    return [Entry(label=str(path), source=Source("path", str(path.absolute()))) for path in found]
 
 
 def _without_data(paths: Sequence[Path]) -> Iterator[Path]:

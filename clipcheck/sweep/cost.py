@@ -32,7 +32,7 @@ class Flops(NamedTuple):
     text: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Rates:
     """Measured rates.
 

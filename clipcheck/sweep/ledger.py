@@ -53,7 +53,7 @@ CREATE TABLE verdicts (
 """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Verdict:
     """A stored verdict.
 

@@ -53,16 +53,16 @@ def entry_of(label: str, model: Mapping[str, Any] | None, weights: Mapping[str, 
         if isinstance(configured, LibraryArchitecture):
             return _of_library(label, configured, weights)
     except ArchitectureError as error:
-        return Entry(label, Source("url", ""), unfit=error.problem)
+        return Entry(label=label, source=Source("url", ""), unfit=error.problem)
     # The tag tells: 28 of them have another activation than the configuration.
     architecture = trained(configured, quick=bool(weights.get("quick_gelu", False)))
     source = _source(weights, architecture.parameters)
     # An archive has its own code; other files have only weights.
     archive = _OF_OPENAI in source.place
     return Entry(
-        label,
-        source,
-        (DEFAULT,) if archive else (default_for(Format.OPEN_CLIP),),
+        label=label,
+        source=source,
+        backends=(DEFAULT,) if archive else (default_for(Format.OPEN_CLIP),),
         architecture=f"{OPEN_CLIP}{label}",
         dimensions=architecture,
     )
@@ -76,7 +76,12 @@ def _of_library(label: str, configured: LibraryArchitecture, weights: Mapping[st
     """
     sizes_of(configured)
     source = _source(weights, parameters_of(configured))
-    return Entry(label, source, (default_for(Format.PT2),), architecture=f"{OPEN_CLIP}{label}")
+    return Entry(
+        label=label,
+        source=source,
+        backends=(default_for(Format.PT2),),
+        architecture=f"{OPEN_CLIP}{label}",
+    )
 
 
 def _source(weights: Mapping[str, Any], parameters: int) -> Source:

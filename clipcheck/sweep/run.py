@@ -94,10 +94,12 @@ def run(
         progress: called with a text on each change, and with the share that is done.
         tell: called with a line for each finished job.
     """
-    return _Leader(plan, engine, ledger, disk, progress or silent, tell).lead()
+    return _Leader(
+        plan=plan, engine=engine, ledger=ledger, disk=disk, progress=progress or silent, tell=tell
+    ).lead()
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Leader:
     """The state of a running sweep.
 
@@ -301,12 +303,12 @@ class _Leader:
 def _verdict(row: Row, content: str) -> Verdict:
     unit = row.unit
     return Verdict(
-        unit.key_for(content),
-        content,
-        unit.reference,
-        unit.backend,
-        unit.device,
-        unit.dtype,
-        row.found,
-        row.cost,
+        key=unit.key_for(content),
+        content=content,
+        reference=unit.reference,
+        backend=unit.backend,
+        device=unit.device,
+        dtype=unit.dtype,
+        found=row.found,
+        cost=row.cost,
     )

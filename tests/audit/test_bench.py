@@ -198,14 +198,18 @@ def test_a_fault_that_is_localised_elsewhere_fails_the_audit(
 def test_a_place_is_right_if_module_and_part_match(
     place: tuple[str, str], spot: tuple[str, str], right: bool
 ) -> None:
-    assert bench.is_at(Place("text", *place), Spot(*spot)) is right
+    module, part = place
+    assert bench.is_at(Place(tower="text", module=module, part=part), Spot(*spot)) is right
 
 
 def test_a_fault_of_both_towers_has_to_be_found_in_both() -> None:
     planted = [Spot("visual.ln_pre"), Spot("visual.ln_post"), Spot("ln_final")]
     spots = [(tower_of(spot.name), spot) for spot in planted]
     subject: Any = SimpleNamespace(_spots=lambda _: spots)
-    image, text = Place("image", "visual.ln_pre"), Place("text", "ln_final")
+    image, text = (
+        Place(tower="image", module="visual.ln_pre"),
+        Place(tower="text", module="ln_final"),
+    )
     for places, right in (([image, text], True), ([image], False), ([], False)):
         found = Localisation(places)
         assert bench.Bench.is_right(subject, found, FAULTS[0]) is right
@@ -296,9 +300,19 @@ def test_unknown_names_are_refused_before_anything_runs(
 
 
 FAULT = Finding(
-    "f", "weights", "r", False, "tiny-vit", 0, "seeded", "float32", "fidelity", 9.0, False,
-    "jit",
-)  # fmt: skip
+    name="f",
+    family="weights",
+    reason="r",
+    clean=False,
+    architecture="tiny-vit",
+    seed=0,
+    weights="seeded",
+    dtype="float32",
+    gate="fidelity",
+    margin=9.0,
+    classic_caught=False,
+    backend="jit",
+)
 HARMLESS = replace(FAULT, name="c", family="clean", clean=True, gate=None, margin=0.3)
 
 

@@ -185,7 +185,15 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
     write(MINUTE, minute_weights(), path, Format.SAFETENSORS)
     checkpoint = open_checkpoint(path)
     model = load_eager(checkpoint, CPU, torch.float32)
-    return Source(checkpoint, model, CPU, "float32", {}, folder, Artefacts(None, folder))
+    return Source(
+        checkpoint=checkpoint,
+        model=model,
+        device=CPU,
+        dtype="float32",
+        options={},
+        scratch=folder,
+        artefacts=Artefacts(None, folder),
+    )
 
 
 def test_planting_leaves_the_source_as_it_was(source: Source) -> None:

@@ -106,7 +106,15 @@ def test_each_fault_alters_the_outputs_of_a_library_model(name: str, tmp_path: P
     model = family(architecture.library).build(architecture, weights)
     checkpoint: Any = None
     cpu, artefacts = torch.device("cpu"), Artefacts(None, tmp_path)
-    source = Source(checkpoint, model, cpu, "float64", {}, tmp_path, artefacts)
+    source = Source(
+        checkpoint=checkpoint,
+        model=model,
+        device=cpu,
+        dtype="float64",
+        options={},
+        scratch=tmp_path,
+        artefacts=artefacts,
+    )
     side = model.image_resolution
     # Noise and an almost white image; prompts of every length.
     pixels = torch.randn(3, 3, side, side, generator=torch.Generator().manual_seed(0))

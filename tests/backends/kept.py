@@ -71,13 +71,14 @@ def source(
         for key, tensor in checkpoint.tensors.items()
     }
     return Source(
-        checkpoint,
-        eager.build(checkpoint.architecture, weights),
-        CPU,
-        dtype,
-        {name: option.default for name, option in backend.options.items()} | dict(options or {}),
-        folder,
-        cast(Artefacts, Kept(folder)),
+        checkpoint=checkpoint,
+        model=eager.build(checkpoint.architecture, weights),
+        device=CPU,
+        dtype=dtype,
+        options={name: option.default for name, option in backend.options.items()}
+        | dict(options or {}),
+        scratch=folder,
+        artefacts=cast(Artefacts, Kept(folder)),
     )
 
 

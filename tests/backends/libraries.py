@@ -35,13 +35,30 @@ def source_of(
         for key, t in checkpoint.tensors.items()
     }
     model = eager.build(checkpoint.architecture, weights)
-    return Source(checkpoint, model, CPU, dtype, options, scratch, Artefacts(None, scratch))
+    return Source(
+        checkpoint=checkpoint,
+        model=model,
+        device=CPU,
+        dtype=dtype,
+        options=options,
+        scratch=scratch,
+        artefacts=Artefacts(None, scratch),
+    )
 
 
 def pairs(checkpoint: Checkpoint, examples: int = 5) -> list[Pair]:
     """Yield batches of several rows and of one, drawn from all kinds of inputs."""
     a = checkpoint.architecture
-    drawn = batches(examples, Inputs(a.image_resolution, a.context_length, a.vocab_size, a.grid), 0)
+    drawn = batches(
+        examples,
+        Inputs(
+            resolution=a.image_resolution,
+            context_length=a.context_length,
+            vocab_size=a.vocab_size,
+            grid=a.grid,
+        ),
+        0,
+    )
     found = [(batch.pixels, batch.tokens) for batch in drawn]
     pixels, tokens = found[0]
     return [*found, (pixels[:1], tokens[:1]), (pixels[:2], tokens[:1]), (pixels[:1], tokens)]

@@ -53,7 +53,7 @@ def opened_package(path: Path, made: Source) -> AOTInductor:
         AOTInductor.open_here(path, CPU, {}),
         sizes=made.sizes,
         path=path,
-        evidence=lambda *_: Evidence(None),
+        evidence=lambda *_: Evidence(weights=None),
     )
 
 

@@ -72,7 +72,9 @@ def everything() -> list[Choice]:
 
 
 def unfit(choice: Choice, architecture: Architecture, dtype: str = "float32") -> str | None:
-    checkpoint = Checkpoint(Path("archive.pt"), Format.ARCHIVE, architecture, {})
+    checkpoint = Checkpoint(
+        path=Path("archive.pt"), format=Format.ARCHIVE, model=architecture, tensors={}
+    )
     return find(choice.name).unfit(checkpoint, CPU, dtype)
 
 
@@ -219,7 +221,13 @@ def lived(choice: Choice, sides: Sides, temporary: Path) -> Life:
     after = state(source.scratch, temporary)
 
     cases = [
-        Case(mine, ours, float64, batch.rows, batch.first_rows)
+        Case(
+            candidate=mine,
+            reference=ours,
+            exact=float64,
+            rows=batch.rows,
+            first_rows=batch.first_rows,
+        )
         for mine, ours, float64, batch in zip(found, own, exact, given, strict=True)
     ]
     left = {what: (standing[what], after[what]) for what in standing}
@@ -404,7 +412,7 @@ def test_a_closed_backend_raises_an_error(life: Life) -> None:
     for method, error in life.closed.items():
         assert type(error) is RunError, method
         assert str(error) == f"{life.choice}: it was closed. Build it anew."
-    assert life.evidence_of_closed == Evidence(None, ["the candidate was closed"])
+    assert life.evidence_of_closed == Evidence(weights=None, doubts=["the candidate was closed"])
 
 
 @pytest.mark.parametrize(("choice", "dtype"), UNFIT)
@@ -439,7 +447,7 @@ def test_in_half_it_is_as_close_to_float64_as_the_eager_model(
         backend = build(choice, sides.source)
         found = backend.outputs(*pair)
     (own,), (exact,) = sides.reference.outputs([pair]), sides.reference.exact_outputs([pair])
-    case = Case(found, own, exact, batch.rows)
+    case = Case(candidate=found, reference=own, exact=exact, rows=batch.rows)
     for gate in (
         precision([case], LIMITS[dtype], sides.reference.scale),
         integrity([case], backend.evidence()),

@@ -59,19 +59,31 @@ def test_all_weights_are_compared(backend: Backend, made: Source) -> None:
 def test_a_weight_with_other_bits_is_named(made: Source, program: Path) -> None:
     weights = dict(made.model.state_dict())
     weights["ln_final.bias"] = weights["ln_final.bias"] + 1
-    found = Export.open_program(ProgramFile(program, CPU, None, made.sizes, weights, {})).evidence()
+    found = Export.open_program(
+        ProgramFile(
+            path=program, device=CPU, dtype=None, sizes=made.sizes, weights=weights, options={}
+        )
+    ).evidence()
     assert found.differing == {"ln_final.bias": "the program has other bits than the file"}
 
 
 def test_a_missing_weight_is_named(made: Source, program: Path) -> None:
     weights = {**made.model.state_dict(), "more": torch.zeros(1)}
-    found = Export.open_program(ProgramFile(program, CPU, None, made.sizes, weights, {})).evidence()
+    found = Export.open_program(
+        ProgramFile(
+            path=program, device=CPU, dtype=None, sizes=made.sizes, weights=weights, options={}
+        )
+    ).evidence()
     assert found.differing == {"more": "the program does not have it"}
 
 
 def test_weights_with_other_names_are_not_compared(made: Source, program: Path) -> None:
     weights = {"theirs": torch.zeros(1)}
-    found = Export.open_program(ProgramFile(program, CPU, None, made.sizes, weights, {}))
+    found = Export.open_program(
+        ProgramFile(
+            path=program, device=CPU, dtype=None, sizes=made.sizes, weights=weights, options={}
+        )
+    )
     assert found.evidence().weights is None
 
 
@@ -129,7 +141,14 @@ def test_an_error_of_torch_is_translated(
 def test_a_program_of_another_architecture_is_refused(program: Path) -> None:
     with pytest.raises(ArchitectureError, match=r"its input 'pixels' has shape \[any, 3, "):
         Export.open_program(
-            ProgramFile(program, CPU, None, sizes_of(architecture_named("ViT-B/32")), {}, {})
+            ProgramFile(
+                path=program,
+                device=CPU,
+                dtype=None,
+                sizes=sizes_of(architecture_named("ViT-B/32")),
+                weights={},
+                options={},
+            )
         )
 
 

@@ -119,7 +119,7 @@ class Fake:
     def __init__(self, takes: int = 2, **used: Sequence[str]) -> None:
         keys = {method: frozenset(each) for method, each in used.items()}
         names = tuple(f"x{number}" for number in range(takes))
-        self.facts = Facts(True, keys, forward_takes=names)
+        self.facts = Facts(scripted=True, used=keys, forward_takes=names)
         self.gives: dict[str, object] = {}
         self.calls: list[tuple[str, int]] = []
 

@@ -20,7 +20,7 @@ SCALE = "logit_scale"
 
 def checkpoint(weights: Weights | None = None) -> Checkpoint:
     tensors = minute_weights() if weights is None else weights
-    return Checkpoint(Path("weights"), Format.STATE_DICT, MINUTE, tensors)
+    return Checkpoint(path=Path("weights"), format=Format.STATE_DICT, model=MINUTE, tensors=tensors)
 
 
 def held(dtype: torch.dtype = torch.float32) -> Weights:

@@ -197,7 +197,15 @@ def test_external_weight_files_are_run_and_compared(
     weights = vit.model.state_dict()
     with sandboxes.sandbox_for(subject, CPU, isolation) as sandbox:
         found = ONNXRuntime.open_program(
-            ProgramFile(path, CPU, None, vit.sizes, weights, {}, sandbox)
+            ProgramFile(
+                path=path,
+                device=CPU,
+                dtype=None,
+                sizes=vit.sizes,
+                weights=weights,
+                options={},
+                sandbox=sandbox,
+            )
         )
         with contextlib.closing(found):
             given = batch(vit.checkpoint.architecture, 2, 3)
@@ -221,7 +229,11 @@ def test_a_program_converted_to_half_is_run_and_compared(
     onnx.save(convert_float_to_float16(program, keep_io_types=keep_io_types), path)
     assert computing_dtype(path) == "float16"
     architecture, weights = vit.checkpoint.architecture, vit.model.state_dict()
-    found = ONNXRuntime.open_program(ProgramFile(path, CPU, "float16", vit.sizes, weights, {}))
+    found = ONNXRuntime.open_program(
+        ProgramFile(
+            path=path, device=CPU, dtype="float16", sizes=vit.sizes, weights=weights, options={}
+        )
+    )
     with contextlib.closing(found):
         outputs = found.outputs(*batch(architecture, 2, 3))
         assert {array.dtype for array in outputs.values()} == {np.dtype("float16")}
@@ -233,7 +245,9 @@ def test_a_weight_with_other_bits_is_named(vit: Source) -> None:
     weights = dict(vit.model.state_dict())
     weights["ln_final.bias"] = weights["ln_final.bias"] + 1
     found = ONNXRuntime.open_program(
-        ProgramFile(artefact(vit), CPU, None, vit.sizes, weights, {})
+        ProgramFile(
+            path=artefact(vit), device=CPU, dtype=None, sizes=vit.sizes, weights=weights, options={}
+        )
     ).evidence()
     assert found.differing == {"ln_final.bias": "the program has other bits than the file"}
 
@@ -243,14 +257,18 @@ def test_an_unidentified_weight_is_not_counted(vit: Source) -> None:
     weights = dict(vit.model.state_dict())
     path = artefact(vit)
     before = (
-        ONNXRuntime.open_program(ProgramFile(path, CPU, None, vit.sizes, weights, {}))
+        ONNXRuntime.open_program(
+            ProgramFile(
+                path=path, device=CPU, dtype=None, sizes=vit.sizes, weights=weights, options={}
+            )
+        )
         .evidence()
         .weights
     )
     key = "transformer.resblocks.0.mlp.c_fc.weight"
     weights[key] = weights[key] + 1
     found = ONNXRuntime.open_program(
-        ProgramFile(path, CPU, None, vit.sizes, weights, {})
+        ProgramFile(path=path, device=CPU, dtype=None, sizes=vit.sizes, weights=weights, options={})
     ).evidence()
     assert before is not None
     assert found.weights == before - 1
@@ -318,7 +336,9 @@ def test_an_error_of_onnx_runtime_is_translated(vit: Source, tmp_path: Path) -> 
     program.graph.node[0].op_type = "Nonsense"
     onnx.save(program, path)
     with pytest.raises(RunError, match=r"^onnxruntime: opening the program failed \(.*ONNXRuntime"):
-        ONNXRuntime.open_program(ProgramFile(path, CPU, None, vit.sizes, {}, {}))
+        ONNXRuntime.open_program(
+            ProgramFile(path=path, device=CPU, dtype=None, sizes=vit.sizes, weights={}, options={})
+        )
 
 
 def test_an_error_of_the_exporter_is_translated(
@@ -369,7 +389,9 @@ def test_it_says_which_checkpoints_are_unfit(
     architecture: str, device: str, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    checkpoint = Checkpoint(Path("x"), Format.ARCHIVE, ARCHITECTURES[architecture], {})
+    checkpoint = Checkpoint(
+        path=Path("x"), format=Format.ARCHIVE, model=ARCHITECTURES[architecture], tensors={}
+    )
     reason = UNFIT[architecture, device, dtype]
     found = ONNXRuntime.unfit(checkpoint, torch.device(device), dtype)
     if reason is None:

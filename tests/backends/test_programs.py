@@ -31,10 +31,10 @@ def backend_of(
 ) -> ProgramBackend:
     return ProgramBackend(
         "export",
-        Opened(declared, run, lambda _: None),
+        Opened(declared=declared, run=run, weights=lambda _: None),
         sizes=sizes_of(MINUTE),
         path=Path(__file__),
-        evidence=lambda *_: Evidence(None),
+        evidence=lambda *_: Evidence(weights=None),
         **how,
     )
 

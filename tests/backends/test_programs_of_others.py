@@ -53,7 +53,15 @@ def open_file(
     backend = ONNXRuntime if kind_of(path) is Format.ONNX else Export
     sizes = sizes_of(architecture)
     return backend.open_program(
-        ProgramFile(path, CPU, None, sizes, weights or {}, {}, names=names or {})
+        ProgramFile(
+            path=path,
+            device=CPU,
+            dtype=None,
+            sizes=sizes,
+            weights=weights or {},
+            options={},
+            names=names or {},
+        )
     )
 
 

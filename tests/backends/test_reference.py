@@ -22,7 +22,15 @@ from clipcheck.writers.synthesize import synthesize
 from tests.samples import MINUTE
 
 CPU = torch.device("cpu")
-RESNET = Architecture(64, 64, ResNet((1, 1, 1, 1), 8), 64, 1, context_length=8, vocab_size=100)
+RESNET = Architecture(
+    embed_dim=64,
+    image_resolution=64,
+    vision=ResNet((1, 1, 1, 1), 8),
+    text_width=64,
+    text_layers=1,
+    context_length=8,
+    vocab_size=100,
+)
 
 Pair = tuple[np.ndarray, np.ndarray]
 
@@ -38,7 +46,16 @@ def model_of(a: Architecture, dtype: torch.dtype = torch.float32) -> eager.CLIP:
 
 
 def pairs(a: Architecture, examples: int = 3) -> list[Pair]:
-    drawn = batches(examples, Inputs(a.image_resolution, a.context_length, a.vocab_size, a.grid), 0)
+    drawn = batches(
+        examples,
+        Inputs(
+            resolution=a.image_resolution,
+            context_length=a.context_length,
+            vocab_size=a.vocab_size,
+            grid=a.grid,
+        ),
+        0,
+    )
     return [(batch.pixels, batch.tokens) for batch in drawn]
 
 

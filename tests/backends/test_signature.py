@@ -21,7 +21,7 @@ IMAGES, TEXTS, PAIRS = np.zeros((2, 64)), np.zeros((3, 64)), np.zeros((2, 3))
 
 
 def known(kind: str, dtype: str, **how: bool) -> Input:
-    return Input("x", kind, dtype, SIZES, **how)
+    return Input(name="x", kind=kind, dtype=dtype, sizes=SIZES, **how)
 
 
 def test_the_mask_ends_with_the_end_of_text_token() -> None:

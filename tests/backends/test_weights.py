@@ -21,7 +21,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def held(tensors: Weights) -> Checkpoint:
-    return Checkpoint(Path("w.pt"), Format.STATE_DICT, MINUTE, tensors)
+    return Checkpoint(path=Path("w.pt"), format=Format.STATE_DICT, model=MINUTE, tensors=tensors)
 
 
 def in_dtype(dtype: torch.dtype) -> Weights:
@@ -89,7 +89,10 @@ def test_a_missing_batch_counter_of_batch_norm_is_no_fault() -> None:
     architecture = ARCHITECTURES["tiny-resnet"]
     whole = synthesize(architecture)
     less = {key: tensor for key, tensor in whole.items() if "num_batches" not in key}
-    sides = (Checkpoint(Path("w"), Format.STATE_DICT, architecture, t) for t in (less, whole))
+    sides = (
+        Checkpoint(path=Path("w"), format=Format.STATE_DICT, model=architecture, tensors=t)
+        for t in (less, whole)
+    )
     assert gate(*sides).passed
 
 

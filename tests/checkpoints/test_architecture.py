@@ -40,7 +40,15 @@ PARAMETERS_AND_KEYS = {
     "ViT-L/14@336px": (427_944_193, 449),
 }
 
-MINUTE_RESNET = Architecture(64, 64, ResNet((1, 1, 1, 2), 4), 64, 1, 8, 100)
+MINUTE_RESNET = Architecture(
+    embed_dim=64,
+    image_resolution=64,
+    vision=ResNet((1, 1, 1, 2), 4),
+    text_width=64,
+    text_layers=1,
+    context_length=8,
+    vocab_size=100,
+)
 
 
 @dataclass(frozen=True)
@@ -274,9 +282,25 @@ def test_a_width_that_does_not_make_up_whole_heads_is_refused(tower: str) -> Non
     width = 96
     a = MINUTE
     if tower == "image":
-        a = Architecture(64, 16, ViT(1, width, 8), 64, 1, 8, 100)
+        a = Architecture(
+            embed_dim=64,
+            image_resolution=16,
+            vision=ViT(1, width, 8),
+            text_width=64,
+            text_layers=1,
+            context_length=8,
+            vocab_size=100,
+        )
     else:
-        a = Architecture(64, 16, ViT(1, 64, 8), width, 1, 8, 100)
+        a = Architecture(
+            embed_dim=64,
+            image_resolution=16,
+            vision=ViT(1, 64, 8),
+            text_width=width,
+            text_layers=1,
+            context_length=8,
+            vocab_size=100,
+        )
     message = refusal(shapes(a))
     assert f"a width of 96 in the {tower} tower is no multiple of 64, the channels" in message
     assert dimensions_of(shapes(a), "some/file.pt").dimensions == a.dimensions
@@ -285,9 +309,33 @@ def test_a_width_that_does_not_make_up_whole_heads_is_refused(tower: str) -> Non
 @pytest.mark.parametrize(
     "architecture",
     [
-        Architecture(0, 16, ViT(1, 64, 8), 64, 1, 8, 100),
-        Architecture(64, 16, ViT(1, 64, 8), 64, 1, 0, 100),
-        Architecture(64, 16, ViT(1, 64, 8), 64, 1, 8, 0),
+        Architecture(
+            embed_dim=0,
+            image_resolution=16,
+            vision=ViT(1, 64, 8),
+            text_width=64,
+            text_layers=1,
+            context_length=8,
+            vocab_size=100,
+        ),
+        Architecture(
+            embed_dim=64,
+            image_resolution=16,
+            vision=ViT(1, 64, 8),
+            text_width=64,
+            text_layers=1,
+            context_length=0,
+            vocab_size=100,
+        ),
+        Architecture(
+            embed_dim=64,
+            image_resolution=16,
+            vision=ViT(1, 64, 8),
+            text_width=64,
+            text_layers=1,
+            context_length=8,
+            vocab_size=0,
+        ),
     ],
 )
 def test_a_model_with_a_size_of_zero_is_refused(architecture: Architecture) -> None:

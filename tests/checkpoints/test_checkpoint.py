@@ -102,7 +102,7 @@ def _with_weight(data: bytes, old: torch.Tensor, new: torch.Tensor) -> bytes:
 def _without_checksums(checkpoint: Checkpoint) -> Checkpoint:
     """The same weights are found if the file's checksums do not count."""
     c = checkpoint
-    return Checkpoint(c.path, c.format, c.architecture, c.tensors)
+    return Checkpoint(path=c.path, format=c.format, model=c.architecture, tensors=c.tensors)
 
 
 def _broken(*keys: str, value: float = float("nan")) -> dict[str, torch.Tensor]:

@@ -29,7 +29,15 @@ from tests.oracles import open_clip
 from tests.samples import MINUTE, Weights, minute_weights
 
 VITS = [name for name, a in ARCHITECTURES.items() if isinstance(a.vision, ViT)]
-RESNET = Architecture(64, 64, ResNet((1, 1, 1, 1), 8), 64, 1, context_length=8, vocab_size=100)
+RESNET = Architecture(
+    embed_dim=64,
+    image_resolution=64,
+    vision=ResNet((1, 1, 1, 1), 8),
+    text_width=64,
+    text_layers=1,
+    context_length=8,
+    vocab_size=100,
+)
 
 
 def without_values(architecture: Architecture) -> Weights:
@@ -96,7 +104,13 @@ def test_our_weights_are_mapped_to_a_library_and_back_bit_for_bit(layout: Layout
 
 architectures = st.builds(
     lambda layers, width, side, text_width, text_layers, embed: Architecture(
-        embed, 4 * side, ViT(layers, 64 * width, 4), 64 * text_width, text_layers, 4, 9
+        embed_dim=embed,
+        image_resolution=4 * side,
+        vision=ViT(layers, 64 * width, 4),
+        text_width=64 * text_width,
+        text_layers=text_layers,
+        context_length=4,
+        vocab_size=9,
     ),
     layers=st.integers(1, 12),
     width=st.integers(1, 2),

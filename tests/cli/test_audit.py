@@ -38,7 +38,18 @@ def test_audit_exits_1_when_anything_is_wrong(
     clean = wrong.startswith("a clean")
     gate = "fidelity" if clean else None
     finding = audit.Finding(
-        "x", "f", "r", clean, "tiny-vit", 3, "seeded", "float32", gate, 2.0, False, "jit"
+        name="x",
+        family="f",
+        reason="r",
+        clean=clean,
+        architecture="tiny-vit",
+        seed=3,
+        weights="seeded",
+        dtype="float32",
+        gate=gate,
+        margin=2.0,
+        classic_caught=False,
+        backend="jit",
     )
     seen: dict[str, object] = {}
 

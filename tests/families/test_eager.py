@@ -344,7 +344,9 @@ def test_a_token_does_not_see_those_that_follow(architecture: Architecture, mode
 
 
 def test_prompts_of_every_length_in_one_sequence_are_as_one_by_one(model: CLIP) -> None:
-    taken = Inputs(32, model.context_length, model.vocab_size, 4)
+    taken = Inputs(
+        resolution=32, context_length=model.context_length, vocab_size=model.vocab_size, grid=4
+    )
     prompts = torch.from_numpy(every_length(taken, 0).tokens)
     twin = copy.deepcopy(model).double()
     with torch.inference_mode():

@@ -11,7 +11,14 @@ from clipcheck.gates.result import LOGITS, OUTPUTS, Case
 from clipcheck.gates.tolerances import Limits
 
 APART = Limits(
-    2**-24, features=2, feature_row=5, logits=3, logit_row=7, module=10, cap=64, allclose=0.5
+    roundoff=2**-24,
+    features=2,
+    feature_row=5,
+    logits=3,
+    logit_row=7,
+    module=10,
+    cap=64,
+    allclose=0.5,
 )
 """No two limits alike, so that none does for another."""
 
@@ -56,7 +63,11 @@ def measured(
 ) -> Case:
     """Return a candidate and an eager model with errors of so many units; 1 by default."""
     exact = exact_outputs(images, prompts)
-    return Case(off_by(exact, candidate or {}), off_by(exact, reference or {}), exact)
+    return Case(
+        candidate=off_by(exact, candidate or {}),
+        reference=off_by(exact, reference or {}),
+        exact=exact,
+    )
 
 
 def one_row(rows: int, row: int, ratio: float, others: float = 1.0) -> np.ndarray:

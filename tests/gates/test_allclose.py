@@ -20,7 +20,13 @@ def outputs() -> Named:
 
 def case_of(candidate: Named, reference: Named) -> Case:
     rows = {"image": ("noise", "black", "white"), "prompt": ("empty", "77 tokens")}
-    return Case(candidate, reference, reference, rows, {"image": 16, "prompt": 17})
+    return Case(
+        candidate=candidate,
+        reference=reference,
+        exact=reference,
+        rows=rows,
+        first_rows={"image": 16, "prompt": 17},
+    )
 
 
 def judged(candidate: Named, reference: Named, limits: Allclose | None = None) -> GateResult:
@@ -195,7 +201,7 @@ def test_allclose_judges_nothing_in_bfloat16(own: float, passes: bool) -> None:
         logits = np.log(np.array([[first, 1 - first]]))
         return {**outputs(), "logits_per_image": logits, "logits_per_text": logits}
 
-    case = Case(sides(own + 1.2), sides(own), sides(0.0))
+    case = Case(candidate=sides(own + 1.2), reference=sides(own), exact=sides(0.0))
     found = allclose([case], Allclose(), LIMITS["float16"])
     assert (found.passed, found.judged) == (passes, not passes)
     assert found.margin > 1

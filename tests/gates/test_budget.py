@@ -49,7 +49,7 @@ def sample(noise: float = 0.0, scale: float = 100.0) -> list[Case]:
             texts + noise * draw.normal(size=texts.shape),
             scale,
         )
-        found.append(Case(own, exact, exact))
+        found.append(Case(candidate=own, reference=exact, exact=exact))
     return found
 
 
@@ -105,9 +105,11 @@ def test_equal_outputs_pass_and_others_fail_by_the_lower_end_of_the_interval() -
 def test_logits_that_are_clipped_do_not_move_the_scale() -> None:
     clipped = [
         Case(
-            {n: x.clip(max=40) if n.startswith("logits") else x for n, x in c.candidate.items()},
-            c.reference,
-            c.exact,
+            candidate={
+                n: x.clip(max=40) if n.startswith("logits") else x for n, x in c.candidate.items()
+            },
+            reference=c.reference,
+            exact=c.exact,
         )
         for c in sample()
     ]
@@ -134,9 +136,9 @@ def test_a_weight_of_fewer_levels_than_a_preset_has_fails() -> None:
 def test_for_one_tower_rows_are_ranked_against_each_other() -> None:
     alone = [
         Case(
-            {"image_features": IMAGES},
-            {"image_features": IMAGES},
-            {"image_features": IMAGES},
+            candidate={"image_features": IMAGES},
+            reference={"image_features": IMAGES},
+            exact={"image_features": IMAGES},
             absent=frozenset({"text_features", "logits_per_image", "logits_per_text"}),
         )
     ]
@@ -148,7 +150,10 @@ def test_for_one_tower_rows_are_ranked_against_each_other() -> None:
 
 def test_a_cosine_cannot_be_measured_from_logits_alone() -> None:
     absent = frozenset({"text_features", "image_features"})
-    alone = [Case(c.candidate, c.reference, c.exact, absent=absent) for c in sample()]
+    alone = [
+        Case(candidate=c.candidate, reference=c.reference, exact=c.exact, absent=absent)
+        for c in sample()
+    ]
     assert budget(alone, Budget(top1=0.8)).passed
     found = budget(alone, Budget(cosine=0.9))
     assert not found.passed

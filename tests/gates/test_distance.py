@@ -132,7 +132,7 @@ def with_a_small_row(name: str, share: float, error: float) -> Case:
     candidate = {key: values.copy() for key, values in reference.items()}
     reference[name][0] = exact[name][0]
     candidate[name][0] = exact[name][0] + error
-    return Case(candidate, reference, exact)
+    return Case(candidate=candidate, reference=reference, exact=exact)
 
 
 @pytest.mark.parametrize("name", FEATURES)
@@ -214,7 +214,11 @@ def test_differences_are_taken_in_float64_whatever_the_dtype(dtype: type[np.floa
     exact = {key: values * generator.uniform(0.5, 2) / 3 for key, values in exact.items()}
     low = {key: values.astype(dtype) for key, values in exact.items()}
     limits = LIMITS[np.dtype(dtype).name]
-    case = Case({key: np.nextafter(v, dtype(9)) for key, v in low.items()}, low, exact)
+    case = Case(
+        candidate={key: np.nextafter(v, dtype(9)) for key, v in low.items()},
+        reference=low,
+        exact=exact,
+    )
     for name in OUTPUTS:
         found = worst(name, case, limits=limits)
         apart = case.candidate[name].astype(np.float64) - exact[name]

@@ -169,7 +169,7 @@ def test_an_output_that_is_missing_or_has_another_shape_fails(
 @both_gates
 def test_empty_outputs_fail(gate: Gate) -> None:
     empty = {name: values[:0] for name, values in exact_outputs().items()}
-    found = gate([Case(empty, empty, empty)], GENEROUS, SCALE)
+    found = gate([Case(candidate=empty, reference=empty, exact=empty)], GENEROUS, SCALE)
     assert not found.passed
     assert found.message == "image_features is empty, so nothing can be compared"
 
@@ -350,7 +350,11 @@ def test_differences_above_one_rounding_are_no_failure_in_half() -> None:
     candidate["logits_per_image"][3, 4] = exact["logits_per_image"][3, 4] + 0.06
     half = {name: values.astype(np.float16) for name, values in candidate.items()}
     eager = {name: values.astype(np.float16) for name, values in reference.items()}
-    assert precision([Case(half, eager, exact)], LIMITS["float16"], 100.0).passed
+    assert precision(
+        [Case(candidate=half, reference=eager, exact=exact)], LIMITS["float16"], 100.0
+    ).passed
     # Ten times as much is one.
     half["logits_per_image"][3, 4] += 0.6
-    assert not precision([Case(half, eager, exact)], LIMITS["float16"], 100.0).passed
+    assert not precision(
+        [Case(candidate=half, reference=eager, exact=exact)], LIMITS["float16"], 100.0
+    ).passed

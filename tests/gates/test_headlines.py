@@ -27,5 +27,8 @@ RATIOS = {"a": {"rmse_ratio": 3.0, "allowed": 10.0}, "b": {"rmse_ratio": 2.0, "a
 )
 def test_the_figure_that_says_most(name: str, passed: bool, figures: Figures, told: str) -> None:
     (gate,) = (each for each in GATES if each.name == name)
-    assert gate.headline(GateResult(name, passed, "", figures), multiple) == told
-    assert gate.headline(GateResult(name, passed, ""), multiple) == ""
+    assert (
+        gate.headline(GateResult(name=name, passed=passed, message="", figures=figures), multiple)
+        == told
+    )
+    assert gate.headline(GateResult(name=name, passed=passed, message=""), multiple) == ""

@@ -25,7 +25,13 @@ def outputs() -> Named:
 
 def case_of(candidate: Named, reference: Named) -> Case:
     rows = {"image": ("noise", "black", "white"), "prompt": ("empty", "77 tokens")}
-    return Case(candidate, reference, exact_outputs(), rows, {"image": 16, "prompt": 4})
+    return Case(
+        candidate=candidate,
+        reference=reference,
+        exact=exact_outputs(),
+        rows=rows,
+        first_rows={"image": 16, "prompt": 4},
+    )
 
 
 def sound_case() -> Case:

@@ -21,7 +21,15 @@ FLOAT = LIMITS["float32"]
 
 
 def error(module: str, ratio: float, block: str = "", part: str = "") -> ModuleError:
-    return ModuleError(module, "forward", ratio * 1e-6, 1e-6, 1.0, block, part)
+    return ModuleError(
+        module=module,
+        method="forward",
+        candidate=ratio * 1e-6,
+        reference=1e-6,
+        size=1.0,
+        block=block,
+        part=part,
+    )
 
 
 def places(*errors: ModuleError, failures: tuple[Failure, ...] = ()) -> dict[str, Place]:
@@ -91,17 +99,19 @@ def test_a_method_that_fails_is_localised_to_the_module_where_it_failed() -> Non
 def test_a_method_that_breaks_off_says_which_it_was_on_what_and_is_beyond_any_limit() -> None:
     failure = Failure("encode_image", "visual.layer1.0", "sizes do not match")
     assert places(failures=(failure,))["image"] == Place(
-        "image",
-        "visual.layer1.0",
-        "",
-        Deviation(float("inf"), 10, float("inf"), "encode_image"),
-        "two images",
-        "sizes do not match",
+        tower="image",
+        module="visual.layer1.0",
+        part="",
+        figures=Deviation(float("inf"), 10, float("inf"), "encode_image"),
+        given="two images",
+        reason="sizes do not match",
     )
 
 
 def test_an_error_equal_to_its_limit_is_no_departure() -> None:
-    at = ModuleError("visual.conv1", "forward", 10.0, 1.0, 1.0)
+    at = ModuleError(
+        module="visual.conv1", method="forward", candidate=10.0, reference=1.0, size=1.0
+    )
     assert places(at)["image"].module is None
 
 

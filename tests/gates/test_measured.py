@@ -29,7 +29,13 @@ def case(off: dict[str, float], first_image: int = 0) -> Case:
         for name, values in exact.items()
     }
     rows = {"image": ("black", "white"), "prompt": ("a", "b", "c")}
-    return Case(candidate, reference, exact, rows, {"image": first_image, "prompt": 0})
+    return Case(
+        candidate=candidate,
+        reference=reference,
+        exact=exact,
+        rows=rows,
+        first_rows={"image": first_image, "prompt": 0},
+    )
 
 
 def ruler(cases: list[Case]) -> Ruler:
@@ -94,7 +100,13 @@ def test_each_output_has_its_own_limit() -> None:
 
 def test_a_batch_that_could_not_be_run_is_left_out() -> None:
     whole = case({})
-    broken = Case({}, whole.reference, whole.exact, whole.rows, whole.first_rows)
+    broken = Case(
+        candidate={},
+        reference=whole.reference,
+        exact=whole.exact,
+        rows=whole.rows,
+        first_rows=whole.first_rows,
+    )
     found = measured([broken, whole], ruler([broken, whole]))
     assert found is not None
     assert len(found.ratios["image_features"]) == 2

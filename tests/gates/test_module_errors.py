@@ -21,11 +21,13 @@ def error(
     module: str, ratio: float, *, method: str = "forward", block: str = "", unit: float = UNIT
 ) -> ModuleError:
     """Return a module whose error is so many times the eager one's."""
-    return ModuleError(module, method, ratio * unit, unit, 1.0, block)
+    return ModuleError(
+        module=module, method=method, candidate=ratio * unit, reference=unit, size=1.0, block=block
+    )
 
 
 def judged(*errors: ModuleError, skipped: Mapping[str, str] | None = None) -> GateResult:
-    return modules(Coverage(errors, skipped or {}), APART)
+    return modules(Coverage(errors=errors, skipped=skipped or {}), APART)
 
 
 def test_modules_that_are_as_near_as_the_eager_ones_pass() -> None:
@@ -55,8 +57,8 @@ def test_one_module_passes_just_inside_of_the_limit_and_fails_just_outside(posit
 
 def test_the_limit_is_the_one_of_modules() -> None:
     limits = replace(APART, module=100, features=1, feature_row=1, logits=1, logit_row=1, cap=1)
-    assert modules(Coverage([error("conv1", 99)], {}), limits).passed
-    assert not modules(Coverage([error("conv1", 101)], {}), limits).passed
+    assert modules(Coverage(errors=[error("conv1", 99)], skipped={}), limits).passed
+    assert not modules(Coverage(errors=[error("conv1", 101)], skipped={}), limits).passed
 
 
 def test_the_first_module_that_is_off_is_named_although_others_are_further_off() -> None:
@@ -125,15 +127,25 @@ def test_a_skipped_module_is_not_counted_and_has_a_reason() -> None:
 @pytest.mark.parametrize("size", [1.0, 2.0**10, 2.0**-10])
 def test_an_eager_module_that_is_exact_is_taken_to_be_wrong_by_one_rounding(size: float) -> None:
     for roundings, passes in ((0.0, True), (1.0, True), (9.9, True), (10.1, False)):
-        off = ModuleError("relu", "forward", roundings * APART.roundoff * size, 0.0, size)
+        off = ModuleError(
+            module="relu",
+            method="forward",
+            candidate=roundings * APART.roundoff * size,
+            reference=0.0,
+            size=size,
+        )
         found = judged(off)
         assert found.passed is passes
         assert found.margin == pytest.approx(roundings / LIMIT)
 
 
 def test_an_output_of_zeros_has_to_be_exact() -> None:
-    assert judged(ModuleError("relu", "forward", 0.0, 0.0, 0.0)).passed
-    found = judged(ModuleError("relu", "forward", 1e-30, 0.0, 0.0))
+    assert judged(
+        ModuleError(module="relu", method="forward", candidate=0.0, reference=0.0, size=0.0)
+    ).passed
+    found = judged(
+        ModuleError(module="relu", method="forward", candidate=1e-30, reference=0.0, size=0.0)
+    )
     assert not found.passed
     assert found.margin == np.inf
 
@@ -146,11 +158,13 @@ def test_a_module_that_overflows_in_the_eager_model_too_is_not_judged(
     value: float, fields: tuple[str, ...]
 ) -> None:
     overflowing = replace(error("conv1", 1.0), **dict.fromkeys(fields, value))
-    found = modules(Coverage([overflowing, error("conv2", 2.0)], {}), APART)
+    found = modules(Coverage(errors=[overflowing, error("conv2", 2.0)], skipped={}), APART)
     assert found.passed
     assert found.figures["coverage"] == {"judged": 1, "not_judged": 1}
     assert "the eager module itself is not finite there" in found.message
-    assert not modules(Coverage([overflowing], {}), APART).passed  # Nothing passes by default.
+    assert not modules(
+        Coverage(errors=[overflowing], skipped={}), APART
+    ).passed  # Nothing passes by default.
 
 
 @pytest.mark.parametrize("value", [abs(value) for value in NOT_FINITE[:2]])
@@ -158,7 +172,7 @@ def test_a_module_that_overflows_in_the_eager_model_too_is_not_judged(
 def test_what_is_not_finite_fails_whatever_the_limit(value: float, position: int) -> None:
     errors = [error("conv1", 1.0), error("conv2", 1.0)]
     errors[position] = replace(errors[position], candidate=value)
-    found = modules(Coverage(errors, {}), replace(APART, module=1e30))
+    found = modules(Coverage(errors=errors, skipped={}), replace(APART, module=1e30))
     assert not found.passed
     assert found.margin == np.inf
     assert errors[position].module in found.message

@@ -31,7 +31,13 @@ class Images:
         sides = [{NAME: each[rows]} for each in (self.candidate, self.eager, self.exact)]
         names = {"image": tuple(map(str, numbers))}
         last = sides[2] if exactly else sides[1]
-        return Case(sides[0], sides[1], last, names, {"image": numbers[0]})
+        return Case(
+            candidate=sides[0],
+            reference=sides[1],
+            exact=last,
+            rows=names,
+            first_rows={"image": numbers[0]},
+        )
 
     @property
     def whole(self) -> Case:
@@ -44,7 +50,7 @@ class Images:
             {NAME: each[:20], "text_features": each[:20], **logits}
             for each in (self.eager, self.exact)
         )
-        return Ruler([Case(eager, eager, exact)], LIMIT, 100.0)
+        return Ruler([Case(candidate=eager, reference=eager, exact=exact)], LIMIT, 100.0)
 
 
 def images(errors: Sequence[float]) -> Images:
@@ -75,7 +81,9 @@ def measured(given: Images, *, exactly: bool = False, lossy: bool = False) -> Ow
 
 
 def fidelity(found: OwnMeasures) -> GateResult:
-    return found.results().add_to(GateResult("fidelity", True, "others agree", {}, 0.1))
+    return found.results().add_to(
+        GateResult(name="fidelity", passed=True, message="others agree", figures={}, margin=0.1)
+    )
 
 
 def test_no_row_is_further_than_its_bound() -> None:
@@ -133,9 +141,13 @@ def test_a_wrong_match_is_named_and_probabilities_are_asserted() -> None:
     other = Candidates("abcd", same.candidate[[1, 0, 2, 3]], same.reference, same.reference)
     found.match("image", other, 0, same)
     for name in ("top1", "allclose"):
-        result = found.results().add_to(GateResult(name, True, "others agree", {}, 0.0))
+        result = found.results().add_to(
+            GateResult(name=name, passed=True, message="others agree", figures={}, margin=0.0)
+        )
         assert not result.passed
-    message = found.results().add_to(GateResult("top1", True, "others agree")).message
+    message = (
+        found.results().add_to(GateResult(name="top1", passed=True, message="others agree")).message
+    )
     assert message.startswith("2 of 4 rows of own data differ: ")
     assert "a matches b in place of a" in message or "b matches a in place of b" in message
 
@@ -145,7 +157,9 @@ def test_a_gate_that_is_only_measured_is_still_judged_on_own_data() -> None:
     found = measured(given)
     some = Candidates.of(NAME, [given.case(slice(4), exactly=False)], "abcd")
     found.match("image", some, 0, some)
-    aside = GateResult("allclose", True, "cannot fail", {}, 3.0, judged=False)
+    aside = GateResult(
+        name="allclose", passed=True, message="cannot fail", figures={}, margin=3.0, judged=False
+    )
     result = found.results().add_to(aside)
     assert (result.passed, result.judged) == (True, True)
     assert result.margin < 1
@@ -174,7 +188,12 @@ def test_ranks_among_few_rows_are_not_judged_by_a_budget(prompts: int, names: li
     found = measured(images([1.0] * ROWS), lossy=True)
     texts = np.random.default_rng(3).normal(size=(prompts, WIDTH))
     sides = {"text_features": texts}
-    case = Case(sides, sides, sides, {"prompt": tuple(map(str, range(prompts)))})
+    case = Case(
+        candidate=sides,
+        reference=sides,
+        exact=sides,
+        rows={"prompt": tuple(map(str, range(prompts)))},
+    )
     found.add("prompt", case, texts, None)
     found.match("image", found.candidates("image"), 0, found.candidates("prompt"))
     matches = found.results().samples["image"].matches

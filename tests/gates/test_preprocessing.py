@@ -144,4 +144,9 @@ def test_the_distance_of_similar_images_is_their_largest() -> None:
 
 def test_a_known_difference_is_neither_equal_nor_unknown() -> None:
     unknown = (Unknown("RGB 1x1", Unlike("")),)
-    assert PreprocessingResult("x", "image", "x 1", 10, 6, unknown=unknown).differing_as_known == 3
+    assert (
+        PreprocessingResult(
+            name="x", kind="image", version="x 1", compared=10, same=6, unknown=unknown
+        ).differing_as_known
+        == 3
+    )

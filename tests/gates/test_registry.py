@@ -33,7 +33,9 @@ def test_logits_and_a_reference_have_gates_of_their_own() -> None:
 def test_a_budget_has_a_gate_of_its_own_and_others_judge_nothing_beside_it() -> None:
     gates = gates_in("float32", modules=True, budget=True)
     assert set(gates) - set(gates_in("float32", modules=True)) == {"budget"}
-    failed = {name: GateResult(name, False, "off", margin=2.0) for name in gates}
+    failed = {
+        name: GateResult(name=name, passed=False, message="off", margin=2.0) for name in gates
+    }
     judging = [name for name in gates if not aside(failed[name]).passed]
     assert judging == ["integrity", "budget", "repeatability"]
     assert aside(failed["fidelity"]).message == "cannot fail with a budget; off"

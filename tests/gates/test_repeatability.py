@@ -218,7 +218,9 @@ def test_no_runs_and_no_repetitions_fail() -> None:
     assert not found.passed
     assert found.message == "nothing was run, so nothing can be compared"
     empty = {key: values[:0] for key, values in exact_outputs().items()}
-    found = repeatability([Case(empty, empty, empty)], [again(case)], GENEROUS, SCALE)
+    found = repeatability(
+        [Case(candidate=empty, reference=empty, exact=empty)], [again(case)], GENEROUS, SCALE
+    )
     assert not found.passed
     assert "is empty" in found.message
 
@@ -229,7 +231,7 @@ def test_one_ulp_by_the_size_of_the_batch_is_no_failure_in_half() -> None:
     for name in LOGITS:
         exact[name] = exact[name] + 24.03
     half = {key: values.astype(np.float16) for key, values in exact.items()}
-    case = Case(half, half, exact)
+    case = Case(candidate=half, reference=half, exact=exact)
     ulp = np.spacing(np.float16(24))
     assert float(ulp) == 0.015625
     rows = {"image": [1], "prompt": [1]}

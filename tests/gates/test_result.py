@@ -44,7 +44,7 @@ def test_every_output_has_rows_of_images_or_of_prompts() -> None:
 
 
 def test_a_result_measures_nothing_unless_it_says_so() -> None:
-    found = GateResult("integrity", True, "fine")
+    found = GateResult(name="integrity", passed=True, message="fine")
     assert found.figures == {}
     assert found.margin == 0.0
 

@@ -24,7 +24,7 @@ def judged(candidate: np.ndarray, exact: np.ndarray, name: str = "logits_per_ima
     outputs = exact_outputs(*exact.shape)
     outputs["logits_per_image"], outputs["logits_per_text"] = exact, exact.T.copy()
     mine = {**outputs, name: candidate if name == "logits_per_image" else candidate.T}
-    return Case(mine, outputs, outputs)
+    return Case(candidate=mine, reference=outputs, exact=outputs)
 
 
 @pytest.mark.parametrize("name", LOGITS)
@@ -177,7 +177,7 @@ def test_logits_that_are_missing_or_of_another_shape_fail(name: str) -> None:
 
 def test_empty_logits_and_no_cases_fail() -> None:
     empty = {name: values[:0] for name, values in exact_outputs().items()}
-    found = top1([Case(empty, empty, empty)], APART, SCALE)
+    found = top1([Case(candidate=empty, reference=empty, exact=empty)], APART, SCALE)
     assert not found.passed
     assert found.message == "logits_per_image is empty, so nothing can be compared"
     found = top1([], APART, SCALE)

@@ -258,7 +258,17 @@ def test_integers_are_compared_by_value(dtype: torch.dtype) -> None:
 
 
 def a_difference(key: str, relative: float, ulps: float = 2) -> WeightDifference:
-    return WeightDifference(key, "", False, 3, 10, 1.2e-3, relative, ulps, "float16")
+    return WeightDifference(
+        key=key,
+        otherwise="",
+        harmless=False,
+        differing=3,
+        elements=10,
+        max_abs=1.2e-3,
+        relative=relative,
+        ulps=ulps,
+        dtype="float16",
+    )
 
 
 def test_weights_that_are_the_same_pass() -> None:
@@ -274,7 +284,9 @@ def test_harmless_differences_are_reported_and_pass() -> None:
     gate = weights(
         [
             absent("vocab_size", "candidate", harmless=True),
-            WeightDifference("logit_scale", "has shape [1] in place of []", harmless=True),
+            WeightDifference(
+                key="logit_scale", otherwise="has shape [1] in place of []", harmless=True
+            ),
         ],
         302,
     )

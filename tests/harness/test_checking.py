@@ -299,7 +299,10 @@ def test_a_result_is_true_where_it_passed(failing: clipcheck.Result) -> None:
     passed = replace(
         failing,
         judgements=(
-            replace(failing.judgements[0], gates=(GateResult("integrity", True, "same"),)),
+            replace(
+                failing.judgements[0],
+                gates=(GateResult(name="integrity", passed=True, message="same"),),
+            ),
         ),
     )
     assert passed

@@ -403,7 +403,9 @@ def test_open_clip_and_transformers_compute_the_same_with_the_same_weights(
     from clipcheck.writers.directories import write_open_clip, write_transformers
 
     weights = dict(model.state_dict())
-    checkpoint = Checkpoint(tmp_path / "x", Format.STATE_DICT, MINUTE, weights, told="a test")
+    checkpoint = Checkpoint(
+        path=tmp_path / "x", format=Format.STATE_DICT, model=MINUTE, tensors=weights, told="a test"
+    )
     write_open_clip(checkpoint, tmp_path / "open_clip")
     write_transformers(checkpoint, tmp_path / "transformers")
     one = open_clip.create_model(f"local-dir:{tmp_path / 'open_clip'}").eval()

@@ -23,7 +23,12 @@ from clipcheck.system.progress import Advance
 
 SMALL = Inputs(resolution=16, context_length=8, vocab_size=100, grid=2)
 SOUND = Evidence(weights=9)
-COVERAGE = Coverage([ModuleError("conv1", "forward", 1e-7, 1e-7, 1.0)], {})
+COVERAGE = Coverage(
+    errors=[
+        ModuleError(module="conv1", method="forward", candidate=1e-7, reference=1e-7, size=1.0)
+    ],
+    skipped={},
+)
 
 Named = dict[str, np.ndarray]
 
@@ -405,7 +410,13 @@ def test_the_scale_reaches_the_gates(trial: Trial) -> None:
         return {**outputs, **logits}
 
     for scale, passes in ((100.0, True), (1.0, False)):
-        lucky = Trial(trial.batches, trial.exact, trial.exact, scale, "float32")
+        lucky = Trial(
+            batches=trial.batches,
+            reference=trial.exact,
+            exact=trial.exact,
+            scale=scale,
+            dtype="float32",
+        )
         gates = judged(lucky, lucky.run(Tables(shifted)))
         assert gates["fidelity"].passed is passes
 
@@ -439,7 +450,12 @@ def test_a_candidate_that_is_off_fails_where_it_is_off(trial: Trial) -> None:
 
     gates = judged(trial, trial.run(Tables(change)))
     assert failing(gates) == ["fidelity"]
-    off = Coverage([ModuleError("conv1", "forward", 1e-5, 1e-7, 1.0)], {})
+    off = Coverage(
+        errors=[
+            ModuleError(module="conv1", method="forward", candidate=1e-5, reference=1e-7, size=1.0)
+        ],
+        skipped={},
+    )
     assert failing(judged(trial, trial.run(Tables()), off)) == ["modules"]
 
 
@@ -480,7 +496,7 @@ def test_a_candidate_that_never_runs_is_called_as_often_and_passes_nothing(trial
     candidate = Tables(failing_on(*range(1, 99)))
     run = trial.run(candidate)
     assert len(candidate.calls) == len(run.failures) == 10
-    gates = judged(trial, run, Coverage([], {}))
+    gates = judged(trial, run, Coverage(errors=[], skipped={}))
     assert failing(gates) == list(gates)
 
 

@@ -89,8 +89,10 @@ def test_a_layer_that_does_not_run_in_float_is_reported(
 
 
 def test_without_a_budget_it_fails_and_the_message_suggests_one() -> None:
-    quantised = GateResult("integrity", True, "m", {"quantised": {"int8 by tensor": 3}})
-    failing = GateResult("fidelity", False, "m", margin=5.0)
+    quantised = GateResult(
+        name="integrity", passed=True, message="m", figures={"quantised": {"int8 by tensor": 3}}
+    )
+    failing = GateResult(name="fidelity", passed=False, message="m", margin=5.0)
     told = [
         " ".join(next_steps(Judgement("a.onnx", "cpu", gates=(quantised, failing), budget=budget)))
         for budget in (None, "int8")

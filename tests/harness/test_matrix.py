@@ -333,7 +333,11 @@ def test_a_known_failure_is_named_and_still_fails(
         return [known("a sign is lost")]
 
     monkeypatch.setattr(matrix, "matching", found)
-    monkeypatch.setattr(matrix, "everything", lambda: [Pattern(known("x"), (), "x", "x")])
+    monkeypatch.setattr(
+        matrix,
+        "everything",
+        lambda: [Pattern(known=known("x"), backends=(), symptom="x", example="x")],
+    )
     result = check(archive, "trace", "clip")
     bad, good = result.judgements
     assert [each.title for each in bad.known] == ["a sign is lost"]
@@ -355,7 +359,12 @@ def test_a_known_error_is_named_and_is_still_one(
         raise RuntimeError("it is x")
 
     monkeypatch.setattr(Trace, "build", broken)
-    gone = Pattern(replace(known("x"), packages=("no-such-distribution",)), (), "x", "x")
+    gone = Pattern(
+        known=replace(known("x"), packages=("no-such-distribution",)),
+        backends=(),
+        symptom="x",
+        example="x",
+    )
     monkeypatch.setattr(matrix, "everything", lambda: [gone])
     seen: list[Any] = []
     monkeypatch.setattr(

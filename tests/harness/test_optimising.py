@@ -149,7 +149,10 @@ def test_without_a_failing_input_the_failed_gates_judge_it_again(passed: bool) -
 
     def judge(_: Stopwatch, *, seed: int) -> Any:
         seen.append(seed)
-        gates = [GateResult("top1", True, ""), GateResult("modules", passed, "")]
+        gates = [
+            GateResult(name="top1", passed=True, message=""),
+            GateResult(name="modules", passed=passed, message=""),
+        ]
         return SimpleNamespace(gates=gates)
 
     assert on_all(judge, 7).call() is not passed

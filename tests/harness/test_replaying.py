@@ -407,7 +407,7 @@ def test_archives_with_other_dimensions_of_their_own_take_raw_inputs_otherwise()
     from clipcheck.backends.jit import _preprocessing_of
     from clipcheck.models.facts import Facts
 
-    facts = Facts(True, {}, input_resolution=40)
+    facts = Facts(scripted=True, used={}, input_resolution=40)
     assert _preprocessing_of(facts, architecture_named("tiny-vit")) == Preprocessing(40, 77)
 
 

@@ -367,7 +367,7 @@ def test_a_selection_has_those_rows_and_what_they_are() -> None:
 def test_the_rows_for_modules_are_not_as_many_as_a_tower_has_positions(name: str) -> None:
     """Else nobody could tell which dimension is which."""
     a = ARCHITECTURES[name]
-    inputs = Inputs(32, a.context_length, a.vocab_size, 4)
+    inputs = Inputs(resolution=32, context_length=a.context_length, vocab_size=a.vocab_size, grid=4)
     batch = for_modules(inputs, 0)
     positions = {a.grid**2, a.grid**2 + 1, a.context_length}
     assert not positions & {len(batch.pixels), len(batch.tokens)}
@@ -449,7 +449,12 @@ def test_every_length_is_walked(everything: Sequence[Batch]) -> None:
 
 @pytest.mark.parametrize(
     "inputs",
-    [MINUTE, OTHER, Inputs(32, 6, 12, 8), Inputs(42, 40, 20, 7)],
+    [
+        MINUTE,
+        OTHER,
+        Inputs(resolution=32, context_length=6, vocab_size=12, grid=8),
+        Inputs(resolution=42, context_length=40, vocab_size=20, grid=7),
+    ],
     ids=["few", "other", "many positions", "few prompts"],
 )
 def test_every_position_has_an_image_that_is_flat_elsewhere(inputs: Inputs) -> None:

@@ -8,7 +8,9 @@ from clipcheck.inputs.batches import Inputs, batches
 from clipcheck.inputs.counts import EDGE_CASES
 from clipcheck.inputs.dealing import BRIEF, FULL, Call, Effort, Row, deal
 
-DRAWN = list(batches(EDGE_CASES, Inputs(16, 77, 100, 2), 0))
+DRAWN = list(
+    batches(EDGE_CASES, Inputs(resolution=16, context_length=77, vocab_size=100, grid=2), 0)
+)
 LENGTHS = range(76)
 
 

@@ -42,7 +42,10 @@ def test_another_seed_draws_as_many_other_inputs() -> None:
 
 
 def test_a_larger_sample_begins_with_the_smaller_one() -> None:
-    few, more = (draw_prompts(Inputs(32, 77, 49408, 4), 0, rows) for rows in (SAMPLE, SAMPLE + 9))
+    few, more = (
+        draw_prompts(Inputs(resolution=32, context_length=77, vocab_size=49408, grid=4), 0, rows)
+        for rows in (SAMPLE, SAMPLE + 9)
+    )
     drawn = [sample(32, CLIP_IMAGES, 0, each) for each in (few, more)]
     first, longer = (np.concatenate([b.pixels for b in each]) for each in drawn)
     assert len(longer) == SAMPLE + 9
@@ -51,7 +54,7 @@ def test_a_larger_sample_begins_with_the_smaller_one() -> None:
 
 
 def test_a_program_that_takes_colours_gets_the_same_images() -> None:
-    given = Input("pixels", "pixels", "uint8", sizes_of(MINUTE), colours=True)
+    given = Input(name="pixels", kind="pixels", dtype="uint8", sizes=sizes_of(MINUTE), colours=True)
     found = edge_cases(32, CLIP_IMAGES, 0, BLANK)
     for batch in found[:COLOURS]:
         assert np.array_equal(given.seen(batch.pixels), batch.pixels)
@@ -61,7 +64,9 @@ def test_a_program_that_takes_colours_gets_the_same_images() -> None:
 
 
 def test_prompts_are_captions_if_the_tokenizer_is_available() -> None:
-    drawn = draw_prompts(Inputs(32, 77, 49408, 4), 0, SAMPLE)
+    drawn = draw_prompts(
+        Inputs(resolution=32, context_length=77, vocab_size=49408, grid=4), 0, SAMPLE
+    )
     assert drawn.tokens.shape == (ROWS, 77)
     (batch, *_) = sample(32, CLIP_IMAGES, 0, drawn)
     colour, shape = batch.rows["image"][0].split()
@@ -70,6 +75,6 @@ def test_prompts_are_captions_if_the_tokenizer_is_available() -> None:
     assert batch.first_rows == {
         kind: sum(n) for kind, n in zip(batch.rows, zip(*SIZES, strict=True), strict=True)
     }
-    ids = draw_prompts(Inputs(32, 16, 900, 4), 0, SAMPLE)
+    ids = draw_prompts(Inputs(resolution=32, context_length=16, vocab_size=900, grid=4), 0, SAMPLE)
     assert ids.tokens.max() == 899
     assert not any("'" in name for name in ids.names)

@@ -208,7 +208,13 @@ def test_every_mode_of_pillow_is_in_the_right_one_of_the_two_lists(mode: str) ->
 @pytest.mark.parametrize("form", ["PNG", "JPEG"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_an_orientation_survives_a_copy_and_being_saved(orientation: int, form: str) -> None:
-    image = Picture("RGB", 9, 7, Pattern("noise", GREY, SAND), orientation=orientation).render()
+    image = Picture(
+        mode="RGB",
+        width=9,
+        height=7,
+        pattern=Pattern(kind="noise", first=GREY, second=SAND),
+        orientation=orientation,
+    ).render()
     file = io.BytesIO()
     image.save(file, form, exif=image.info["exif"])
     for found in (image, image.copy(), Image.open(file)):
@@ -343,8 +349,10 @@ def test_large_images_take_no_more_numbers_than_small_ones() -> None:
 def test_a_picture_renders_to_its_mode_and_size_and_to_the_same_bits_again(
     mode: str, kind: str, turned: bool
 ) -> None:
-    pattern = Pattern(kind, GREY, SAND, step=2, turned=turned, seed=1)
-    picture = Picture(mode, 13, 6, pattern, transparency="one", orientation=3)
+    pattern = Pattern(kind=kind, first=GREY, second=SAND, step=2, turned=turned, seed=1)
+    picture = Picture(
+        mode=mode, width=13, height=6, pattern=pattern, transparency="one", orientation=3
+    )
     image = picture.render()
     assert (image.mode, image.size) == (mode, (13, 6))
     assert whole_image(image) == whole_image(picture.render())
@@ -356,25 +364,36 @@ def test_a_picture_renders_to_its_mode_and_size_and_to_the_same_bits_again(
 )
 def test_modes_that_hold_colours_show_the_same_ones(mode: str, kind: str) -> None:
     def shown(mode: str) -> np.ndarray:
-        return levels(Picture(mode, 9, 7, Pattern(kind, GREY, SAND, step=2)).render())
+        return levels(
+            Picture(
+                mode=mode,
+                width=9,
+                height=7,
+                pattern=Pattern(kind=kind, first=GREY, second=SAND, step=2),
+            ).render()
+        )
 
     assert (shown(mode) == shown("RGB")).all()
 
 
 def test_flat_grey_is_flat_in_black_and_white_too() -> None:
-    image = Picture("1", 8, 8, Pattern("flat", GREY, GREY)).render()
+    image = Picture(
+        mode="1", width=8, height=8, pattern=Pattern(kind="flat", first=GREY, second=GREY)
+    ).render()
     assert np.asarray(image).all()
 
 
 def test_what_is_opaque_has_no_black_ink() -> None:
-    image = Picture("CMYK", 1, 1, Pattern("flat", SAND, SAND)).render()
+    image = Picture(
+        mode="CMYK", width=1, height=1, pattern=Pattern(kind="flat", first=SAND, second=SAND)
+    ).render()
     assert image.getpixel((0, 0)) == (200, 150, 100, 0)
 
 
 def shown(kind: str, **numbers: Any) -> list[list[int]]:
     """Return the levels of the first channel, 4 pixels wide and 3 high."""
-    pattern = Pattern(kind, (0, 0, 0, 255), (9, 9, 9, 255), **numbers)
-    return levels(Picture("RGB", 4, 3, pattern).render())[..., 0].tolist()
+    pattern = Pattern(kind=kind, first=(0, 0, 0, 255), second=(9, 9, 9, 255), **numbers)
+    return levels(Picture(mode="RGB", width=4, height=3, pattern=pattern).render())[..., 0].tolist()
 
 
 def test_each_kind_spreads_the_colours_as_its_name_says() -> None:
@@ -400,8 +419,8 @@ def test_each_kind_spreads_the_colours_as_its_name_says() -> None:
 @pytest.mark.parametrize("kind", ["squares", "half noise", "noise"])
 def test_what_is_drawn_from_the_seed_is_so_in_each_channel(kind: str) -> None:
     def drawn(seed: int) -> np.ndarray:
-        pattern = Pattern(kind, (0, 0, 0, 255), (255, 255, 255, 255), seed=seed)
-        return levels(Picture("RGB", 8, 8, pattern).render())
+        pattern = Pattern(kind=kind, first=(0, 0, 0, 255), second=(255, 255, 255, 255), seed=seed)
+        return levels(Picture(mode="RGB", width=8, height=8, pattern=pattern).render())
 
     assert (drawn(1) == drawn(1)).all()
     assert (drawn(1) != drawn(2)).any()
@@ -415,7 +434,12 @@ def test_a_kind_depends_on_the_numbers_it_takes_and_on_no_other(kind: str) -> No
     first = {name: values[0] for name, values in numbers.items()}
     for name, (_, other) in numbers.items():
         images = [
-            Picture("RGB", 8, 8, Pattern(kind, GREY, **{**first, **changed})).render()  # type: ignore[arg-type]
+            Picture(
+                mode="RGB",
+                width=8,
+                height=8,
+                pattern=Pattern(kind=kind, first=GREY, **{**first, **changed}),
+            ).render()  # type: ignore[arg-type]
             for changed in ({}, {name: other})
         ]
         if name != "turned" or kind in ("halves", "stripes", "gradient", "half noise"):
@@ -426,8 +450,8 @@ def test_a_kind_depends_on_the_numbers_it_takes_and_on_no_other(kind: str) -> No
 @pytest.mark.parametrize("full", [1, 255, 4095, 65535])
 @pytest.mark.parametrize("mode", DEEP_MODES)
 def test_deep_modes_go_up_to_what_is_full(mode: str, full: int) -> None:
-    pattern = Pattern("noise", (0, 0, 0, 255), (255, 255, 255, 255))
-    image = Picture(mode, 400, 400, pattern, full).render()
+    pattern = Pattern(kind="noise", first=(0, 0, 0, 255), second=(255, 255, 255, 255))
+    image = Picture(mode=mode, width=400, height=400, pattern=pattern, full=full).render()
     assert 0.99 * full <= np.asarray(image).max() <= full
     if full > 255:
         # Not only the levels of 8 bits, scaled.
@@ -435,9 +459,14 @@ def test_deep_modes_go_up_to_what_is_full(mode: str, full: int) -> None:
 
 
 def test_what_an_unsigned_mode_does_not_hold_is_cut() -> None:
-    pattern = Pattern("flat", SAND, SAND)
+    pattern = Pattern(kind="flat", first=SAND, second=SAND)
     for full, expected in ((-255, 0), (1 << 20, 65535)):
-        assert Picture("I;16B", 1, 1, pattern, full).render().getpixel((0, 0)) == expected
+        assert (
+            Picture(mode="I;16B", width=1, height=1, pattern=pattern, full=full)
+            .render()
+            .getpixel((0, 0))
+            == expected
+        )
 
 
 # --------------------------------------------------------------------------- pixels

@@ -41,7 +41,14 @@ CPU = torch.device("cpu")
 HALF = SCALAR_TYPES[torch.float16]
 FLOAT = SCALAR_TYPES[torch.float32]
 
-FIVE = Architecture(64, 64, ResNet((1, 1, 1, 1), 10), text_width=128, text_layers=1, vocab_size=300)
+FIVE = Architecture(
+    embed_dim=64,
+    image_resolution=64,
+    vision=ResNet((1, 1, 1, 1), 10),
+    text_width=128,
+    text_layers=1,
+    vocab_size=300,
+)
 """Five attention heads and five positions in the attention pool: 5 is the number of half, too."""
 
 

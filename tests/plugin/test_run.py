@@ -119,7 +119,14 @@ def test_a_failing_input_is_kept_for_another_run(
 
     def keep_inputs(result: Result, folder: Path) -> Result:
         kept.append((result.judgements[0].checkpoint, folder))
-        example = FailingExample((), ("a",), True, "text_features", "far off", saved="there")
+        example = FailingExample(
+            images=(),
+            prompts=("a",),
+            shrunk=True,
+            output="text_features",
+            message="far off",
+            saved="there",
+        )
         saved = replace(result.judgements[0], failing_example=example)
         return replace(result, judgements=(saved,))
 

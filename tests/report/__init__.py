@@ -28,8 +28,8 @@ PASSED = Judgement(
     seconds={"load": 0.25, "run": 1.5, "candidate": 1.0},
     examples=8,
     gates=(
-        GateResult("integrity", True, "77 weights the same"),
-        GateResult("fidelity", True, "near", margin=0.37),
+        GateResult(name="integrity", passed=True, message="77 weights the same"),
+        GateResult(name="fidelity", passed=True, message="near", margin=0.37),
     ),
 )
 
@@ -37,23 +37,26 @@ PASSED = Judgement(
 def failed(name: str = "bad.pt", prompt: str = "addo") -> Judgement:
     """Return a judgement that fails on an image and a prompt, with a place in both towers."""
     failing = Failing(
-        Example((Image.new("RGB", (3, 2)),), (prompt,)),
-        Measure("text_features", 12.0, 8.0, 0.5, f"text features of {prompt!r} differ"),
+        example=Example((Image.new("RGB", (3, 2)),), (prompt,)),
+        measure=Measure("text_features", 12.0, 8.0, 0.5, f"text features of {prompt!r} differ"),
         shrunk=True,
         saved="found/failing-inputs/bad",
     )
     places = (
-        Place("image"),
+        Place(tower="image"),
         Place(
-            "text",
-            "transformer.resblocks.1",
-            "the sum behind attn",
-            Deviation(120.0, 10.0, 0.5, "forward"),
-            "the input that fails",
+            tower="text",
+            module="transformer.resblocks.1",
+            part="the sum behind attn",
+            figures=Deviation(120.0, 10.0, 0.5, "forward"),
+            given="the input that fails",
         ),
-        Place("logits", reason="the method is not there"),
+        Place(tower="logits", reason="the method is not there"),
     )
-    gates = (PASSED.gates[0], GateResult("fidelity", False, "12 times further", margin=12.3))
+    gates = (
+        PASSED.gates[0],
+        GateResult(name="fidelity", passed=False, message="12 times further", margin=12.3),
+    )
     return replace(
         PASSED,
         checkpoint=name,
@@ -90,11 +93,11 @@ KNOWN = Known(
 
 PREPROCESSINGS = (
     PreprocessingResult(
-        "transformers (slow)",
-        "image",
-        "transformers 5.24.0",
-        30,
-        28,
+        name="transformers (slow)",
+        kind="image",
+        version="transformers 5.24.0",
+        compared=30,
+        same=28,
         known={"on white": KnownDifference(1, "RGBA 3x4", "puts it on white", KNOWN.link)},
         unknown=[Unknown("LA 1x1", Unlike("1 level apart", {"levels": 1.0, "share": math.nan}))],
     ),

@@ -47,7 +47,10 @@ def test_any_name_and_prompt_gives_one_line_that_is_read_back(name: str, prompt:
 
 
 def test_the_worst_comes_first() -> None:
-    near = replace(failed("near.pt"), gates=(GateResult("fidelity", False, "", margin=1.1),))
+    near = replace(
+        failed("near.pt"),
+        gates=(GateResult(name="fidelity", passed=False, message="", margin=1.1),),
+    )
     lines = render(Result((unjudged(), near, failed("far.pt")), {}))
     assert [line.split("%3A ")[1].split("%2C")[0] for line in lines] == [
         "far.pt", "near.pt", "gone.pt"

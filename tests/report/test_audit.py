@@ -8,9 +8,20 @@ from clipcheck.gates.localisation import Localisation, Place
 from clipcheck.report.audit import render, render_json, summary
 
 FAULT = Finding(
-    "gelu", "activation", "another GELU", False, "tiny-vit", 0, "seeded", "float32", "modules",
-    1830.4, False, "jit", {"module": 18304.0},
-)  # fmt: skip
+    name="gelu",
+    family="activation",
+    reason="another GELU",
+    clean=False,
+    architecture="tiny-vit",
+    seed=0,
+    weights="seeded",
+    dtype="float32",
+    gate="modules",
+    margin=1830.4,
+    classic_caught=False,
+    backend="jit",
+    greatest={"module": 18304.0},
+)
 GROSS = replace(FAULT, name="no-mask", gate="integrity", margin=float("inf"), classic_caught=True)
 CLEAN = replace(FAULT, name="addmm", family="clean", clean=True, gate=None, margin=0.42)
 
@@ -30,19 +41,23 @@ def test_what_is_wrong_is_named() -> None:
 
 
 FOUND = Localisation(
-    [Place("image"), Place("text", "ln_final", "itself, or pooling"), Place("logits", "forward")]
+    [
+        Place(tower="image"),
+        Place(tower="text", module="ln_final", part="itself, or pooling"),
+        Place(tower="logits", module="forward"),
+    ]
 )
 
 
 def test_the_hit_rate_and_what_was_localised_elsewhere_are_reported() -> None:
     hit = replace(FAULT, localisation=FOUND, localised=True)
-    miss = replace(GROSS, localisation=Localisation([Place("image")]))
+    miss = replace(GROSS, localisation=Localisation([Place(tower="image")]))
     assert summary(Audit([hit, CLEAN])) == (
         "PASSED: 1 of 1 faults caught (the classic assertion: 0); 1 of 1 clean variants passed. "
         "1 of 1 faults that show on ordinary inputs were localised to the module they were "
         "planted in."
     )
-    hidden = replace(GROSS, localisation=Localisation([Place("image")]), localised=True)
+    hidden = replace(GROSS, localisation=Localisation([Place(tower="image")]), localised=True)
     assert summary(Audit([hit, hidden, CLEAN])) == (
         "PASSED: 2 of 2 faults caught (the classic assertion: 1); 1 of 1 clean variants passed. "
         "1 of 1 faults that show on ordinary inputs were localised to the module they were "

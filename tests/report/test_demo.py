@@ -17,23 +17,23 @@ from clipcheck.results.judgement import Judgement
 from clipcheck.system.width import WIDTH
 from tests.report import saved_in
 
-GELU = Place("text", "transformer.resblocks.0.mlp.gelu", figures=Deviation(43.0, 10.0))
+GELU = Place(tower="text", module="transformer.resblocks.0.mlp.gelu", figures=Deviation(43.0, 10.0))
 
 FAILED = Judgement(
     "clipcheck-demo/tiny-vit.pt",
     "cpu",
     gates=(
-        GateResult("integrity", True, "the same"),
-        GateResult("fidelity", False, "far off"),
-        GateResult("modules", False, "far off"),
+        GateResult(name="integrity", passed=True, message="the same"),
+        GateResult(name="fidelity", passed=False, message="far off"),
+        GateResult(name="modules", passed=False, message="far off"),
     ),
     failing=Failing(
-        Example((), ("a",)),
-        Measure("text_features", 40.0, 8.0, 1e-4, "far off"),
-        True,
+        example=Example((), ("a",)),
+        measure=Measure("text_features", 40.0, 8.0, 1e-4, "far off"),
+        shrunk=True,
         saved="clipcheck-demo/failing-inputs/one",
     ),
-    localisation=[Place("image"), GELU, Place("logits")],
+    localisation=[Place(tower="image"), GELU, Place(tower="logits")],
 )
 
 
@@ -70,8 +70,10 @@ def test_an_input_that_was_not_kept_cannot_be_run_again() -> None:
 
 
 def test_every_tower_that_departs_has_its_module_and_without_a_place_there_is_none() -> None:
-    conv1 = Place("image", "visual.conv1", "what it is given", Deviation(math.inf))
-    both = replace(FAILED, localisation=[conv1, GELU, Place("logits")])
+    conv1 = Place(
+        tower="image", module="visual.conv1", part="what it is given", figures=Deviation(math.inf)
+    )
+    both = replace(FAILED, localisation=[conv1, GELU, Place(tower="logits")])
     assert [line for line in lines(both) if "2. the module" in line] == [
         "  2. the module   visual.conv1, what it is given",
         "  2. the module   transformer.resblocks.0.mlp.gelu",

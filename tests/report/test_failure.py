@@ -15,8 +15,8 @@ JUDGED = Judgement(
     device="cuda",
     dtype="float16",
     gates=(
-        GateResult("integrity", True, "all weights the same"),
-        GateResult("allclose", False, "probabilities differ"),
+        GateResult(name="integrity", passed=True, message="all weights the same"),
+        GateResult(name="allclose", passed=False, message="probabilities differ"),
     ),
 )
 

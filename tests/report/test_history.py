@@ -19,15 +19,15 @@ SOUND = Record(
     examples=30,
     seed=0,
     gates=(
-        GateResult("fidelity", True, "near", margin=0.2),
-        GateResult("modules", True, "near", margin=0.1),
+        GateResult(name="fidelity", passed=True, message="near", margin=0.2),
+        GateResult(name="modules", passed=True, message="near", margin=0.1),
     ),
 )
 BROKEN = replace(
     SOUND,
     gates=(
-        GateResult("fidelity", False, "12 times further", margin=12.3),
-        GateResult("modules", True, "near", margin=0.8),
+        GateResult(name="fidelity", passed=False, message="12 times further", margin=12.3),
+        GateResult(name="modules", passed=True, message="near", margin=0.8),
     ),
 )
 GONE = replace(SOUND, checkpoint="gone.pt", sha256=None, error="it is not there", gates=())
@@ -98,7 +98,7 @@ def test_new_and_missing_gates_are_named() -> None:
 
 def test_names_from_a_file_cannot_steer_a_terminal() -> None:
     odd = replace(GONE, checkpoint="\x1b[2J", dtype=None, error="\x1b]0;x\x07")
-    gate = GateResult("\x1b[1m", False, "\x1b[3m", margin=2.0)
+    gate = GateResult(name="\x1b[1m", passed=False, message="\x1b[3m", margin=2.0)
     odd_gates = replace(BROKEN, gates=(gate,))
     entries = (odd_gates, odd, replace(odd, device="\x1b"))
     old, new = (Run("\x1b", {"\x1b": f"\x1b{number}"}, entries) for number in range(2))
@@ -154,6 +154,8 @@ def test_the_document_has_the_dtype_of_whichever_run_knows_it() -> None:
 
 
 def test_a_margin_beyond_any_limit_is_null() -> None:
-    lost = replace(BROKEN, gates=(GateResult("fidelity", False, "NaN", margin=math.inf),))
+    lost = replace(
+        BROKEN, gates=(GateResult(name="fidelity", passed=False, message="NaN", margin=math.inf),)
+    )
     text = render_json(compare(run(SOUND), run(lost)))
     assert json.loads(text)["results"][0]["gates"][0]["new"]["margin"] is None

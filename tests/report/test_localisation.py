@@ -25,16 +25,16 @@ SOUND = Localised(
     seconds={"load": 9.0, "localisation": 1.25},
     localisation=Localisation(
         [
-            Place("image", given="a batch", reason="nothing departs"),
-            Place("text", given="a batch", reason="nothing departs"),
-            Place("logits", given="a batch", reason="not compared"),
+            Place(tower="image", given="a batch", reason="nothing departs"),
+            Place(tower="text", given="a batch", reason="nothing departs"),
+            Place(tower="logits", given="a batch", reason="not compared"),
         ]
     ),
 )
 
 GELU = Place(
-    "text",
-    "transformer.resblocks.0.mlp.gelu",
+    tower="text",
+    module="transformer.resblocks.0.mlp.gelu",
     figures=Deviation(43.0, 10.0, 1e-4, "encode_text"),
     given="a batch",
 )
@@ -81,7 +81,15 @@ def test_the_next_command_reads_what_this_one_read() -> None:
 
 
 def test_what_only_the_optimiser_does_is_beside_the_towers() -> None:
-    told = Optimised("all", "basic", ("a",), "", "set(1)", "a batch", None)
+    told = Optimised(
+        level="all",
+        below="basic",
+        passes=("a",),
+        reason="",
+        line="set(1)",
+        given="a batch",
+        rewrites=None,
+    )
     assert lines(replace(SOUND, optimised=told))[5:9] == [
         "  optimiser    only when optimised: it passes at the level basic, and fails from",
         "               all on; without a it passes there, too (inputs: a batch)",
@@ -94,7 +102,9 @@ def test_what_only_the_optimiser_does_is_beside_the_towers() -> None:
 
 
 def test_the_verdict_names_every_tower_that_departs() -> None:
-    found = departing(Place("image", "visual.conv1"), Place("logits", "forward"))
+    found = departing(
+        Place(tower="image", module="visual.conv1"), Place(tower="logits", module="forward")
+    )
     assert verdict(found).plain == "DEPARTS: image tower, logits."
     assert verdict(found).style == BAD
     assert verdict(SOUND).style == GOOD
@@ -102,8 +112,14 @@ def test_the_verdict_names_every_tower_that_departs() -> None:
 
 def test_an_infinite_ratio_and_a_method_that_broke_off_are_given_in_words() -> None:
     found = departing(
-        Place("image", "visual.conv1", "", Deviation(math.inf, 10.0, math.inf), "a batch"),
-        Place("text", "ln_final", given="a batch", reason="encode_text failed"),
+        Place(
+            tower="image",
+            module="visual.conv1",
+            part="",
+            figures=Deviation(math.inf, 10.0, math.inf),
+            given="a batch",
+        ),
+        Place(tower="text", module="ln_final", given="a batch", reason="encode_text failed"),
     )
     assert lines(found)[3:6] == [
         "               not finite, of a different shape, or changed; inputs: a batch",

@@ -58,7 +58,9 @@ def test_what_passed_is_a_line_and_a_table() -> None:
 
 
 def test_there_is_a_column_for_each_gate_of_any_dtype() -> None:
-    half = replace(PASSED, dtype="float16", gates=(GateResult("precision", True, "near"),))
+    half = replace(
+        PASSED, dtype="float16", gates=(GateResult(name="precision", passed=True, message="near"),)
+    )
     lines = render(Result((PASSED, half), ENVIRONMENT)).splitlines()
     assert lines[2].endswith("| dtype | integrity | fidelity | precision |")
     assert lines[5].endswith("| float16 | not judged | not judged | ✓ |")

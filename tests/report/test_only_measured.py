@@ -17,14 +17,21 @@ from clipcheck.results.history import Run, compare
 from clipcheck.results.judgement import Judgement, Result
 from tests.report import ENVIRONMENT, PASSED
 
-FAR = aside(GateResult("fidelity", False, "57k times as far", margin=57_000.0))
+FAR = aside(GateResult(name="fidelity", passed=False, message="57k times as far", margin=57_000.0))
 LOSSY = replace(
     PASSED,
     budget="int8",
-    gates=(PASSED.gates[0], FAR, GateResult("budget", True, "near", margin=0.4)),
+    gates=(
+        PASSED.gates[0],
+        FAR,
+        GateResult(name="budget", passed=True, message="near", margin=0.4),
+    ),
     ignored=("top1",),
 )
-LOST = replace(LOSSY, gates=(*LOSSY.gates[:2], GateResult("budget", False, "far", margin=3.0)))
+LOST = replace(
+    LOSSY,
+    gates=(*LOSSY.gates[:2], GateResult(name="budget", passed=False, message="far", margin=3.0)),
+)
 
 RENDER: dict[str, Callable[[Result], str]] = {
     "text": text.render,

@@ -9,15 +9,22 @@ from clipcheck.report import html, optimised, text
 from clipcheck.results.judgement import Result
 from tests.report import ENVIRONMENT, failed
 
-PART = Rewrite("y", ("FastGelu",), ("Div", "Erf"), ("a", "b"), "mlp.gelu", 1.9e-4)
+PART = Rewrite(
+    tensor="y",
+    made=("FastGelu",),
+    replaced=("Div", "Erf"),
+    names=("a", "b"),
+    scope="mlp.gelu",
+    error=1.9e-4,
+)
 FOUND = Optimised(
-    "extended",
-    "basic",
-    ("GeluApproximation",),
-    "",
-    'options.set("KEY", "VALUE")',
-    "the failing input",
-    Rewrites(24, PART, 12),
+    level="extended",
+    below="basic",
+    passes=("GeluApproximation",),
+    reason="",
+    line='options.set("KEY", "VALUE")',
+    given="the failing input",
+    rewrites=Rewrites(24, PART, 12),
 )
 
 

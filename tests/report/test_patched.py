@@ -13,7 +13,14 @@ from clipcheck.results import document as json_report
 from clipcheck.results.judgement import Result
 from tests.report import ENVIRONMENT, PASSED, failed
 
-HALF = Patched("cpu", "float32", ("float16",), {"cuda:0": 242}, {"float16": 60}, {"float32": 26})
+HALF = Patched(
+    device="cpu",
+    dtype="float32",
+    weights=("float16",),
+    devices={"cuda:0": 242},
+    casts={"float16": 60},
+    kept={"float32": 26},
+)
 
 
 def test_what_was_rewritten_is_counted() -> None:

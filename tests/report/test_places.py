@@ -14,8 +14,8 @@ from clipcheck.report.places import TOWERS, measured, named
 from clipcheck.results.document import to_json
 
 GELU = Place(
-    "text",
-    "transformer.resblocks.0.mlp.gelu",
+    tower="text",
+    module="transformer.resblocks.0.mlp.gelu",
     figures=Deviation(43.0, 10.0, 1e-4, "encode_text"),
     given="two prompts",
 )
@@ -37,7 +37,7 @@ def test_every_tower_has_a_name_of_its_own() -> None:
 def test_a_place_is_named_after_its_module_and_the_part_of_it(
     module: str, part: str, words: str
 ) -> None:
-    assert named(Place("image", module, part)) == words
+    assert named(Place(tower="image", module=module, part=part)) == words
 
 
 def test_the_error_is_shown_beside_the_limit_and_the_inputs() -> None:
@@ -55,7 +55,11 @@ def test_the_error_of_a_failing_method_comes_before_any_number() -> None:
 
 
 def test_every_tower_has_an_entry_whether_it_departs_or_not() -> None:
-    found = [Place("image", given="two images", reason="nothing departs"), GELU, Place("logits")]
+    found = [
+        Place(tower="image", given="two images", reason="nothing departs"),
+        GELU,
+        Place(tower="logits"),
+    ]
     image, text, logits = json.loads(to_json(found))
     assert image == {
         "tower": "image",
@@ -77,5 +81,5 @@ def test_every_tower_has_an_entry_whether_it_departs_or_not() -> None:
 
 
 def test_a_part_has_an_entry_of_its_own() -> None:
-    (entry,) = json.loads(to_json([Place("text", "text_projection", "pooling")]))
+    (entry,) = json.loads(to_json([Place(tower="text", module="text_projection", part="pooling")]))
     assert (entry["module"], entry["part"]) == ("text_projection", "pooling")

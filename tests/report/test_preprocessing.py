@@ -8,7 +8,12 @@ from clipcheck.report.preprocessing import lines
 LINK = "https://example.org/issues/1"
 WHITE = Known(2, "RGBA 3x4", "puts it on white; the reference does not", LINK)
 IMAGES = PreprocessingResult(
-    "transformers (fast)", "image", "transformers 5.24.0", 30, 28, known={"on white": WHITE}
+    name="transformers (fast)",
+    kind="image",
+    version="transformers 5.24.0",
+    compared=30,
+    same=28,
+    known={"on white": WHITE},
 )
 
 
@@ -28,7 +33,9 @@ def test_an_explanation_is_given_once() -> None:
 
 def test_unknown_differences_are_shown_up_to_a_number() -> None:
     unknown = [Unknown(f"'{n}'", Unlike(f"id {n} in place of 0 at position 1")) for n in range(5)]
-    result = PreprocessingResult("clip", "text", "clip-anytorch 2.6.0", 5, 0, unknown=unknown)
+    result = PreprocessingResult(
+        name="clip", kind="text", version="clip-anytorch 2.6.0", compared=5, same=0, unknown=unknown
+    )
     assert lines([result]) == [
         "tokenizing of clip-anytorch 2.6.0: 0 of 5 texts the same; 5 differ otherwise",
         "  otherwise: '0': id 0 in place of 0 at position 1",
@@ -40,7 +47,9 @@ def test_unknown_differences_are_shown_up_to_a_number() -> None:
 
 def test_a_single_difference_is_reported_in_the_singular() -> None:
     unknown = [Unknown("RGB 1x1", Unlike("other"))]
-    result = PreprocessingResult("clip", "image", "clip 1", 1, 0, unknown=unknown)
+    result = PreprocessingResult(
+        name="clip", kind="image", version="clip 1", compared=1, same=0, unknown=unknown
+    )
     assert (
         lines([result])[0] == "preprocessing of clip 1: 0 of 1 image the same; 1 differs otherwise"
     )
@@ -48,13 +57,17 @@ def test_a_single_difference_is_reported_in_the_singular() -> None:
 
 def test_the_end_token_is_no_input() -> None:
     result = PreprocessingResult(
-        "transformers (config.json)", "end token", "transformers 5.24.0", 1, 1
+        name="transformers (config.json)",
+        kind="end token",
+        version="transformers 5.24.0",
+        compared=1,
+        same=1,
     )
     assert lines([result]) == ["end token of transformers 5.24.0 (config.json): 1 of 1 id the same"]
 
 
 def test_zero_inputs_are_not_reported_as_equal() -> None:
-    result = PreprocessingResult("clip", "text", "clip 1", 0, 0)
+    result = PreprocessingResult(name="clip", kind="text", version="clip 1", compared=0, same=0)
     assert lines([result]) == ["tokenizing of clip 1: no texts were compared"]
     assert lines([]) == []
 
@@ -62,11 +75,11 @@ def test_zero_inputs_are_not_reported_as_equal() -> None:
 def test_no_line_runs_over_and_nothing_moves_the_cursor() -> None:
     hostile = "\x1b[2J" + "\u72ac" * 90
     result = PreprocessingResult(
-        f"x {hostile}",
-        "image",
-        "x 1",
-        3,
-        0,
+        name=f"x {hostile}",
+        kind="image",
+        version="x 1",
+        compared=3,
+        same=0,
         known={hostile: Known(1, hostile, hostile, LINK + "0" * 90)},
         unknown=[Unknown(hostile, Unlike(hostile))],
     )

@@ -30,7 +30,11 @@ def swept(folder: Path, entries: list[Entry] | None = None) -> Swept:
         if job.label == "model-01.pt":
             told = failing(job)
             figures = {"logits": {"rmse": math.nan}}
-            gates = [GateResult("integrity", False, "NaN", figures, math.inf)]
+            gates = [
+                GateResult(
+                    name="integrity", passed=False, message="NaN", figures=figures, margin=math.inf
+                )
+            ]
             gates += told.units[""].results[0].gates
             return changed(told, "", gates=tuple(gates))
         if job.label == "model-02.pt":
@@ -118,7 +122,9 @@ def test_a_sweep_is_converted_to_a_result(tmp_path: Path) -> None:
 def test_what_is_left_out_is_reported_once_for_each_reason(tmp_path: Path) -> None:
     entries = files(tmp_path / "files", 1)
     none = Source("url", "")
-    entries += [Entry(f"model/{n}", none, unfit="it is another model") for n in range(3)]
+    entries += [
+        Entry(label=f"model/{n}", source=none, unfit="it is another model") for n in range(3)
+    ]
     done = swept(tmp_path, entries)
     assert "3 left out: it is another model" in report.render(done)
     assert report.result(done).exit_code == 0
@@ -139,7 +145,9 @@ def test_a_checkpoint_asked_for_by_name_and_among_all_is_listed_once(tmp_path: P
 
 
 def test_a_sweep_of_nothing_is_not_judged(tmp_path: Path) -> None:
-    done = swept(tmp_path, [Entry("model/0", Source("url", ""), unfit="it is another model")])
+    done = swept(
+        tmp_path, [Entry(label="model/0", source=Source("url", ""), unfit="it is another model")]
+    )
     assert report.result(done).exit_code == 2
     assert "NOT JUDGED" in report.render(done)
 
@@ -147,8 +155,11 @@ def test_a_sweep_of_nothing_is_not_judged(tmp_path: Path) -> None:
 def test_a_plan_shows_the_order_the_bytes_and_the_time(tmp_path: Path) -> None:
     entries = files(tmp_path / "files", 2)
     known = Source("url", "https://example.org/model.pt", size=3_000_000_000)
-    entries += [Entry("known", known), Entry("guess", replace(known, place="x", estimated=True))]
-    entries += [Entry("unknown", Source("url", "https://example.org/other.pt"))]
+    entries += [
+        Entry(label="known", source=known),
+        Entry(label="guess", source=replace(known, place="x", estimated=True)),
+    ]
+    entries += [Entry(label="unknown", source=Source("url", "https://example.org/other.pt"))]
     with Ledger(tmp_path / "ledger") as ledger:
         run(planned(entries[:1], ledger), Stage(passing), ledger)
         text = report.plan_text(planned(entries, ledger), workers=2, threads=2)

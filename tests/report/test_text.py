@@ -33,15 +33,22 @@ PASSED = Judgement(
     seconds={"load": 0.24, "run": 1.26},
     examples=8,
     gates=(
-        GateResult("integrity", True, "77 weights the same"),
-        GateResult("allclose", True, "probabilities agree", margin=0.25),
+        GateResult(name="integrity", passed=True, message="77 weights the same"),
+        GateResult(name="allclose", passed=True, message="probabilities agree", margin=0.25),
     ),
 )
 FAILED = replace(
     PASSED,
-    gates=(PASSED.gates[0], GateResult("allclose", False, "probabilities differ", margin=12.3)),
+    gates=(
+        PASSED.gates[0],
+        GateResult(name="allclose", passed=False, message="probabilities differ", margin=12.3),
+    ),
 )
-UNSOUND = replace(FAILED, path="my model.pt", gates=(GateResult("integrity", False, "differ"),))
+UNSOUND = replace(
+    FAILED,
+    path="my model.pt",
+    gates=(GateResult(name="integrity", passed=False, message="differ"),),
+)
 UNJUDGED = Judgement(
     checkpoint="gone.pt",
     device="cpu",
@@ -64,7 +71,9 @@ def table(*judgements: Judgement) -> list[str]:
 
 
 def margins(names: tuple[str, ...], margin: float) -> tuple[GateResult, ...]:
-    return tuple(GateResult(name, margin <= 1, "found", margin=margin) for name in names)
+    return tuple(
+        GateResult(name=name, passed=margin <= 1, message="found", margin=margin) for name in names
+    )
 
 
 def test_a_report_reads_as_follows() -> None:
@@ -167,7 +176,7 @@ def test_names_stand_above_the_rows_where_the_ways_differ_or_a_name_is_long() ->
     ],
 )
 def test_a_cell_shows_the_share_of_the_limit(passed: bool, margin: float, expected: str) -> None:
-    assert cell(GateResult("allclose", passed, "", margin=margin)) == expected
+    assert cell(GateResult(name="allclose", passed=passed, message="", margin=margin)) == expected
     assert len(expected) <= 13
 
 
@@ -227,9 +236,21 @@ def test_a_released_file_is_named() -> None:
 
 def test_it_says_where_it_departs_first() -> None:
     places = [
-        Place("image", "visual.bn1", "", Deviation(340.4, 10, 3.4e-4), "a grey image"),
-        Place("text", None),
-        Place("logits", "forward", "its end", Deviation(math.inf), "the prompt 'a'"),
+        Place(
+            tower="image",
+            module="visual.bn1",
+            part="",
+            figures=Deviation(340.4, 10, 3.4e-4),
+            given="a grey image",
+        ),
+        Place(tower="text", module=None),
+        Place(
+            tower="logits",
+            module="forward",
+            part="its end",
+            figures=Deviation(math.inf),
+            given="the prompt 'a'",
+        ),
     ]
     told = lines_of(replace(FAILED, localisation=places))
     assert told[7:11] == [
@@ -241,7 +262,7 @@ def test_it_says_where_it_departs_first() -> None:
 
 
 def test_long_messages_are_wrapped_and_keep_their_column() -> None:
-    long = replace(PASSED, gates=(GateResult("allclose", True, "word " * 40),))
+    long = replace(PASSED, gates=(GateResult(name="allclose", passed=True, message="word " * 40),))
     lines = lines_of(long)
     assert sum(line.startswith(" " * 23 + "word") for line in lines) > 1
 
@@ -297,12 +318,19 @@ def judgements(draw: Callable[..., object]) -> Judgement:
     if draw(st.booleans()):
         return Judgement(name, str(draw(NAMES)), error=f"{name}: no. {name}", remedy=name)
     gates = tuple(
-        GateResult(gate, bool(draw(st.booleans())), str(draw(NAMES)), margin=draw(MARGINS))  # type: ignore[arg-type]
+        GateResult(
+            name=gate,
+            passed=bool(draw(st.booleans())),
+            message=str(draw(NAMES)),
+            margin=draw(MARGINS),
+        )  # type: ignore[arg-type]
         for gate in draw(st.sampled_from([FLOAT32, HALF, (*FLOAT32, *HALF, "another-gate", name)]))  # type: ignore[attr-defined]
     )
     prompt = str(draw(NAMES))
     measure = Measure("text_features", 9.0, 8.0, 0.1, f"text features of {prompt}")
-    place = Place("image", str(draw(NAMES)), prompt, Deviation(draw(MARGINS)))  # type: ignore[arg-type]
+    place = Place(
+        tower="image", module=str(draw(NAMES)), part=prompt, figures=Deviation(draw(MARGINS))
+    )  # type: ignore[arg-type]
     return replace(
         PASSED,
         checkpoint=name,
@@ -310,7 +338,12 @@ def judgements(draw: Callable[..., object]) -> Judgement:
         device=str(draw(st.sampled_from(["cpu", "cuda:1"]) | NAMES)),
         dtype=str(draw(st.sampled_from(["float32", "bfloat16"]))),
         gates=gates,
-        failing=Failing(Example((), (prompt,)), measure, True, saved=draw(st.none() | NAMES)),
+        failing=Failing(
+            example=Example((), (prompt,)),
+            measure=measure,
+            shrunk=True,
+            saved=draw(st.none() | NAMES),
+        ),
         localisation=[place],
     )
 
@@ -389,7 +422,7 @@ def test_raw_inputs_are_reported_apart_from_the_verdict() -> None:
 
 
 def test_a_fault_of_weights_or_of_another_backend_is_not_mended_by_another_archive() -> None:
-    weights = GateResult("weights", False, "differ")
+    weights = GateResult(name="weights", passed=False, message="differ")
     assert "Next:" not in render(result(replace(FAILED, gates=(weights, *FAILED.gates))))
     assert "Next:" not in render(result(replace(FAILED, backend="trace")))
 

@@ -16,7 +16,10 @@ BESIDE = {"reference_checkpoint": "other.pt", "reference": "eager of other.pt"}
 
 
 def failing(name: str, *margins: float) -> Judgement:
-    gates = (GateResult(f"gate-{n}", False, "", margin=m) for n, m in enumerate(margins, 1))
+    gates = (
+        GateResult(name=f"gate-{n}", passed=False, message="", margin=m)
+        for n, m in enumerate(margins, 1)
+    )
     return replace(PASSED, checkpoint=name, gates=(*PASSED.gates, *gates))
 
 

@@ -92,7 +92,9 @@ def test_a_checkpoint_that_could_not_be_judged_has_its_reason() -> None:
 
 def test_numbers_that_json_cannot_write_are_null() -> None:
     figures = {"logits_per_image": {"max_abs": float("nan"), "atol": float("inf"), "rtol": 0.1}}
-    judgement = Judgement("x", "cpu", gates=(GateResult("allclose", False, "m", figures),))
+    judgement = Judgement(
+        "x", "cpu", gates=(GateResult(name="allclose", passed=False, message="m", figures=figures),)
+    )
     text = render(Result((judgement,), {"clipcheck": "0"}))
     gate = json.loads(text)["results"][0]["gates"][0]
     assert gate["figures"]["logits_per_image"] == {"max_abs": None, "atol": None, "rtol": 0.1}
@@ -136,8 +138,14 @@ def test_the_memory_is_in_bytes(passed: Any) -> None:
 
 def test_the_first_departure_in_each_tower_is_written() -> None:
     places = [
-        Place("image", "visual.conv1", "", Deviation(30.0, 10.0, 0.5, "forward"), "noise"),
-        Place("text"),
+        Place(
+            tower="image",
+            module="visual.conv1",
+            part="",
+            figures=Deviation(30.0, 10.0, 0.5, "forward"),
+            given="noise",
+        ),
+        Place(tower="text"),
     ]
     judgement = Judgement("x", "cpu", localisation=places)
     document = json.loads(render(Result((judgement,), {"clipcheck": "0"})))

@@ -78,7 +78,7 @@ def test_what_a_check_wrote_is_read(run_of: RunOf) -> None:
 
 
 def test_a_margin_that_json_cannot_write_is_beyond_any_limit(run_of: RunOf) -> None:
-    run = run_of(gated(GateResult("fidelity", False, "NaN", margin=math.inf)))
+    run = run_of(gated(GateResult(name="fidelity", passed=False, message="NaN", margin=math.inf)))
     assert run.entries[0].gates[0].margin == math.inf
 
 
@@ -105,7 +105,7 @@ def test_changes_of_a_checkpoint_are_classified(
 
 
 def test_one_more_gate_that_fails_is_a_new_failure(run_of: RunOf) -> None:
-    allclose = GateResult("allclose", True, "agree", margin=0.1)
+    allclose = GateResult(name="allclose", passed=True, message="agree", margin=0.1)
     broken = replace(allclose, passed=False, margin=4.0)
     old = run_of(replace(FAILED, gates=(*FAILED.gates, allclose)))
     new = run_of(replace(FAILED, gates=(*FAILED.gates, broken)))
@@ -227,7 +227,9 @@ def test_other_inputs_are_reported_if_both_runs_know_theirs(run_of: RunOf) -> No
 
 
 def test_gates_that_appear_or_disappear_are_reported(run_of: RunOf) -> None:
-    one, other = (gated(GateResult(name, True, "m")) for name in ("modules", "precision"))
+    one, other = (
+        gated(GateResult(name=name, passed=True, message="m")) for name in ("modules", "precision")
+    )
     assert [(g.name, g.change) for g in only(compare(run_of(one), run_of(other))).gates] == [
         ("modules", "disappeared"), ("precision", "appeared")
     ]  # fmt: skip
@@ -250,7 +252,7 @@ def test_a_margin_moves_where_it_does_by_more_than_its_noise(
     run_of: RunOf, before: float, after: float, change: str | None
 ) -> None:
     old, new = (
-        run_of(gated(GateResult("fidelity", margin <= 1, "m", margin=margin)))
+        run_of(gated(GateResult(name="fidelity", passed=margin <= 1, message="m", margin=margin)))
         for margin in (before, after)
     )
     difference = compare(old, new)
@@ -260,7 +262,7 @@ def test_a_margin_moves_where_it_does_by_more_than_its_noise(
 
 def test_a_gate_that_was_not_measured_has_the_noise_of_the_widest(run_of: RunOf) -> None:
     def at(margin: float) -> Run:
-        return run_of(gated(GateResult("new-gate", True, "m", margin=margin)))
+        return run_of(gated(GateResult(name="new-gate", passed=True, message="m", margin=margin)))
 
     assert only(compare(at(0.2), at(0.2 * UNMEASURED * 0.99))).gates == []
     assert only(compare(at(0.2), at(0.2 * UNMEASURED * 1.01))).gates != []

@@ -82,7 +82,14 @@ def pin() -> Pin:
         tokens[:2], features["text_features"][:2], dict.fromkeys(("float32", "bfloat16"), TWO)
     )
     by_dtype = {"float32": errors, "bfloat16": errors}
-    return Pin(header, tokens, features, by_dtype, lengths, WEIGHTS)
+    return Pin(
+        header=header,
+        tokens=tokens,
+        features=features,
+        errors=by_dtype,
+        lengths=lengths,
+        weights=WEIGHTS,
+    )
 
 
 @pytest.fixture(scope="module")

@@ -48,7 +48,7 @@ def files(folder: Path, count: int) -> list[Entry]:
     paths = [folder / f"model-{number:02}.pt" for number in range(count)]
     for number, path in enumerate(paths):
         path.write_bytes(b"%d" % number)
-    return [Entry(path.name, Source("path", str(path))) for path in paths]
+    return [Entry(label=path.name, source=Source("path", str(path))) for path in paths]
 
 
 def planned(entries: Sequence[Entry], ledger: Ledger, scratch: Path | None = None) -> Plan:
@@ -81,7 +81,9 @@ def failing(of: Job) -> Performed:
 def found(of: Job, *, passed: bool) -> Performed:
     """Return a worker's findings, without any computing."""
     content = sha256_of(of)
-    gate = GateResult("fidelity", passed, "far", margin=0.25 if passed else 1800.0)
+    gate = GateResult(
+        name="fidelity", passed=passed, message="far", margin=0.25 if passed else 1800.0
+    )
     record = Record(
         of.label,
         of.device,

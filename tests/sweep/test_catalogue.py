@@ -42,7 +42,9 @@ def touched(folder: Path, *names: str) -> None:
 def test_paths_start_from_the_folder_of_the_catalogue(tmp_path: Path) -> None:
     path = toml(tmp_path, '[[checkpoint]]\npath = "a/model.pt"')
     (entry,) = read(path)
-    assert entry == Entry("a/model.pt", Source("path", str(tmp_path / "a" / "model.pt")))
+    assert entry == Entry(
+        label="a/model.pt", source=Source("path", str(tmp_path / "a" / "model.pt"))
+    )
 
 
 def test_a_checkpoint_says_how_it_is_run(tmp_path: Path) -> None:

@@ -14,7 +14,15 @@ from clipcheck.sweep.cost import Flops, Rates, flops, makespan, rates, seconds_o
 from tests.samples import MINUTE
 from tests.thorough import parametrize
 
-RATES = Rates("a machine", 2.0, 5.0, 1.0, {1: 0.5, 4: 0.25}, {"compile": 60.0}, 100.0)
+RATES = Rates(
+    machine="a machine",
+    fixed=2.0,
+    start=5.0,
+    per_gigabyte=1.0,
+    per_gigaflop={1: 0.5, 4: 0.25},
+    build={"compile": 60.0},
+    fetch=100.0,
+)
 
 
 def counted(architecture: Architecture) -> Flops:

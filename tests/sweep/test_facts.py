@@ -135,14 +135,14 @@ def sharded(folder: Path) -> Path:
 
 def test_the_checkpoint_beside_a_program_is_what_it_is_compared_with(tmp_path: Path) -> None:
     path = onnx_naming(tmp_path / "m.onnx", "a.data")
-    entry = Entry("m", Source("path", str(path)))
+    entry = Entry(label="m", source=Source("path", str(path)))
     reference = tmp_path / "m.pt"
     with Ledger(tmp_path / "ledger") as ledger:
         assert _content_of_reference(entry, facts_of(path, ledger), ledger) == ""
         reference.write_bytes(minute_bytes(Format.ARCHIVE))
         found = _content_of_reference(entry, facts_of(path, ledger), ledger)
         assert found == hashlib.sha256(reference.read_bytes()).hexdigest()
-        own = Entry("m", Source("path", str(reference)))
+        own = Entry(label="m", source=Source("path", str(reference)))
         assert _content_of_reference(own, facts_of(reference, ledger), ledger) == ""
 
 
@@ -152,7 +152,7 @@ def test_a_configuration_beside_weights_counts_in_the_key_of_a_verdict(
     path = tmp_path / "w.pt"
     path.write_bytes(b"weights")
     config = minute_config(tmp_path)
-    told = Entry("w.pt", Source("path", str(path)), architecture=str(config))
+    told = Entry(label="w.pt", source=Source("path", str(path)), architecture=str(config))
     alone = replace(told, architecture=None)
 
     def key(entry: Entry) -> str:
@@ -172,7 +172,9 @@ def test_a_configuration_beside_weights_counts_in_the_key_of_a_verdict(
 def test_a_configuration_beside_the_reference_is_part_of_it_as_well(tmp_path: Path) -> None:
     reference = tmp_path / "w.pt"
     reference.write_bytes(b"weights")
-    entry = Entry("m", Source("path", str(tmp_path / "m.pt")), reference=str(reference))
+    entry = Entry(
+        label="m", source=Source("path", str(tmp_path / "m.pt")), reference=str(reference)
+    )
     with Ledger(tmp_path / "ledger") as ledger:
         before = _content_of_reference(entry, Facts(), ledger)
         minute_config(tmp_path).rename(tmp_path / "config.json")

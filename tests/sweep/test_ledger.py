@@ -18,7 +18,16 @@ from tests.sweep.samples import rows
 
 
 def verdict(key: str = "key", seconds: float = 1.0) -> Verdict:
-    return Verdict(key, "a" * 64, "", "jit", "cpu", "", Found(), JobCost(seconds=seconds))
+    return Verdict(
+        key=key,
+        content="a" * 64,
+        reference="",
+        backend="jit",
+        device="cpu",
+        dtype="",
+        found=Found(),
+        cost=JobCost(seconds=seconds),
+    )
 
 
 def keep(ledger: Ledger, *verdicts: Verdict) -> None:

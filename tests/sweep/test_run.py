@@ -96,7 +96,9 @@ def test_a_moved_file_is_not_judged_again_and_is_listed_by_its_new_name(
     swept(tmp_path, [entry], passing)
     moved = tmp_path / "moved.pt"
     Path(entry.source.place).rename(moved)
-    done, stage = swept(tmp_path, [Entry("moved.pt", Source("path", str(moved)))], failing)
+    done, stage = swept(
+        tmp_path, [Entry(label="moved.pt", source=Source("path", str(moved)))], failing
+    )
     assert stage.begun == []
     (row,) = done.rows
     assert row.found.results[0].checkpoint == "moved.pt"
@@ -283,7 +285,7 @@ def test_code_that_ends_its_sandbox_process_is_retried_once_and_others_stay(tmp_
 
 
 def test_a_file_that_is_not_there_is_no_verdict(tmp_path: Path) -> None:
-    entry = Entry("gone.pt", Source("path", str(tmp_path / "gone.pt")))
+    entry = Entry(label="gone.pt", source=Source("path", str(tmp_path / "gone.pt")))
 
     def judge(job: Job) -> Performed:
         return replace(failing(job), sha256=None)
@@ -315,7 +317,7 @@ def test_a_sweep_that_is_interrupted_keeps_what_it_has(tmp_path: Path) -> None:
 
 def urls(count: int, size: int | None = 100) -> list[Entry]:
     places = [f"https://example.org/{number}.pt" for number in range(count)]
-    return [Entry(place, Source("url", place, size=size)) for place in places]
+    return [Entry(label=place, source=Source("url", place, size=size)) for place in places]
 
 
 def test_what_is_fetched_at_a_time_fits_on_the_disk(tmp_path: Path) -> None:

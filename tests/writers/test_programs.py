@@ -160,5 +160,7 @@ def test_weights_beyond_what_a_file_holds_are_refused(
     ],
 )
 def test_which_released_models_fit_into_one_onnx_file(name: str, dtype: str, fits: bool) -> None:
-    checkpoint = Checkpoint(Path("x"), Format.STATE_DICT, ARCHITECTURES[name], {})
+    checkpoint = Checkpoint(
+        path=Path("x"), format=Format.STATE_DICT, model=ARCHITECTURES[name], tensors={}
+    )
     assert (too_large_for_onnx(checkpoint, dtype) is None) is fits

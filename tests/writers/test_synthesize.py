@@ -23,9 +23,21 @@ from tests.models import TINY, inputs, small
 Weights = dict[str, torch.Tensor]
 
 DEEP = {
-    "vit": Architecture(64, 32, ViT(24, 64, 8), text_width=64, text_layers=12, vocab_size=500),
+    "vit": Architecture(
+        embed_dim=64,
+        image_resolution=32,
+        vision=ViT(24, 64, 8),
+        text_width=64,
+        text_layers=12,
+        vocab_size=500,
+    ),
     "resnet": Architecture(
-        64, 64, ResNet((3, 15, 36, 10), 8), text_width=64, text_layers=12, vocab_size=500
+        embed_dim=64,
+        image_resolution=64,
+        vision=ResNet((3, 15, 36, 10), 8),
+        text_width=64,
+        text_layers=12,
+        vocab_size=500,
     ),
 }
 """As deep as the deepest released ones, and narrow."""

@@ -115,7 +115,7 @@ class Variant:
             return False
         if self.plant is not None:
             return True
-        weights = Checkpoint(Path(), Format.SAFETENSORS, architecture, {})
+        weights = Checkpoint(path=Path(), format=Format.SAFETENSORS, model=architecture, tensors={})
         cpu, dtype = torch.device("cpu"), self.dtype or "float32"
         return find(backend).unfit(weights, cpu, dtype) is None
 

@@ -57,7 +57,7 @@ def judge_modules(
         The errors of the modules, why others were not judged, and why methods failed.
     """
     twins = twins_of(model, batch, device, library)
-    judge = Judge(twins, Tally(len(twins.blocks), advance))
+    judge = Judge(twins=twins, tally=Tally(len(twins.blocks), advance))
     with exact_arithmetic():
         found = judge.coverage(_run(archive, judge, batch, device))
         if not isinstance(model, eager.CLIP):
@@ -74,7 +74,7 @@ def judge_hooked(
 ) -> Coverage:
     """Call the methods of a torch module, and judge the modules that it shares with the reference,
     as `judge_modules` does."""
-    judge = Judge(twins, Tally(len(twins.blocks), advance), subject="the candidate")
+    judge = Judge(twins=twins, tally=Tally(len(twins.blocks), advance), subject="the candidate")
     with exact_arithmetic():
         return judge.coverage(_run(candidate, judge, batch, device))
 
@@ -126,7 +126,9 @@ def judge_library_program(
     See `judge_modules`; logits follow from features in the same run.
     """
     twins = twins_of(model, batch, device, library)
-    judge = Judge(twins, Tally(len(twins.blocks), advance), subject="the program", stay=True)
+    judge = Judge(
+        twins=twins, tally=Tally(len(twins.blocks), advance), subject="the program", stay=True
+    )
     inputs = {"encode_image": batch.pixels, "encode_text": batch.tokens}
     failures: list[str] = []
     with exact_arithmetic():
@@ -190,13 +192,13 @@ def _ranges(
     """Judge modules on numbers outside the range of ordinary inputs."""
     if found.failures or not archive.facts.scripted:
         return {}
-    ranges = Ranges(archive, model, device)
+    ranges = Ranges(archive=archive, model=model, device=device)
     ranges.modules(judge.sites)
     ranges.head(archive, batch)
     return {"ranges": ranges.errors, "reached": ranges.reached}
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Judge:
     """Listens to an archive, and judges each module that it calls.
 
@@ -300,7 +302,7 @@ class Judge:
             # One method's call may be judged while another's cannot.
             name = f"{site.module} in {site.method}" if site.module in judged else site.module
             skipped[name] = reason
-        return Coverage(self.errors, skipped, failures)
+        return Coverage(errors=self.errors, skipped=skipped, failures=failures)
 
 
 def nearest(errors: Sequence[ModuleError]) -> ModuleError:
@@ -317,8 +319,8 @@ def error_of(
 ) -> ModuleError:
     """Measure how far ``got`` is from the eager model's tensor of the same shape."""
     return ModuleError(
-        name,
-        method,
+        module=name,
+        method=method,
         candidate=distance(got, expected.exact),
         reference=distance(expected.own, expected.exact),
         size=float(expected.exact.double().square().mean().sqrt()),

@@ -34,7 +34,7 @@ _MOST_BESIDE = 1 << 16
 """Most numbers of a further input, such as a mask, that is kept."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CallSite:
     """A call of a module.
 
@@ -69,10 +69,17 @@ def record_call(
         for number, tensor in enumerate(inputs)
     )
     sound = ratio(error, limits) <= limits.module
-    return CallSite(site, tuple(inputs[place].shape), place, beside, output, sound)
+    return CallSite(
+        site=site,
+        shape=tuple(inputs[place].shape),
+        place=place,
+        beside=beside,
+        output=output,
+        sound=sound,
+    )
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Ranges:
     """Calls modules alone.
 
@@ -142,8 +149,8 @@ class Ranges:
         self._reach("logit", exact)
         self.errors.append(
             ModuleError(
-                "forward",
-                "forward",
+                module="forward",
+                method="forward",
                 candidate=distance(got, exact),
                 reference=distance(own, exact),
                 size=float(exact.square().mean().sqrt()),
@@ -329,8 +336,8 @@ def _worst(
     place = int(found.argmax())
     kind = values.kinds[place % len(values.kinds)]
     return ModuleError(
-        name,
-        method,
+        module=name,
+        method=method,
         candidate=float(got_apart[place]),
         reference=float(own_apart[place]),
         size=float(sizes[place]),

@@ -139,7 +139,7 @@ class _Walker:
         self._limits = limits
         self._twins = Twins(model, len(batch.pixels), len(batch.tokens), device)
         tally = Tally(len(self._twins.blocks), advance)
-        self._judge = Judge(self._twins, tally, stay=archive.of_program)
+        self._judge = Judge(twins=self._twins, tally=tally, stay=archive.of_program)
         self._stops = stops
         self._covered: set[str] = set()
         self._connections = {connection.target: connection for connection in connections(model)}
@@ -220,7 +220,7 @@ class _Walker:
 
     def ranges(self) -> Ranges:
         """Run the judged modules of a program alone on extreme inputs."""
-        found = Ranges(self._archive, self._model, self._device, EXTREME)
+        found = Ranges(archive=self._archive, model=self._model, device=self._device, slack=EXTREME)
         found.modules(self._judge.sites)
         return found
 
@@ -461,7 +461,14 @@ class _Walker:
                 for own, exact in expected
                 if got.shape == exact[number].shape
             ]
-            other = ModuleError(FORWARD, "forward", float("inf"), 0, 0, part=f"{HEAD} (its shape)")
+            other = ModuleError(
+                module=FORWARD,
+                method="forward",
+                candidate=float("inf"),
+                reference=0,
+                size=0,
+                part=f"{HEAD} (its shape)",
+            )
             self._judge.errors.append(nearest(found) if found else other)
 
     def _features_of_forward(self) -> Iterator[tuple[Pair, Pair]]:

@@ -75,7 +75,7 @@ class _Walker:
         self._model = source.model
         reference = Reference(source.model, library, device)
         self._twins = LibraryTwins(source.model, reference, batch, device, trusting=True)
-        self._judge = Judge(self._twins, stay=archive.of_program)
+        self._judge = Judge(twins=self._twins, stay=archive.of_program)
         self._sizes = Sizes(len(batch.pixels), len(batch.tokens), source.sizes.embed_dim)
         self._features: dict[str, Pair] = {}
         self._failures: list[Failure] = []
@@ -174,5 +174,5 @@ def _unit(features: torch.Tensor) -> torch.Tensor:
 
 def _error(name: str, method: str, got: torch.Tensor, expected: Pair) -> ModuleError:
     if got.shape != expected.exact.shape:
-        return ModuleError(name, method, float("inf"), 0, 0)
+        return ModuleError(module=name, method=method, candidate=float("inf"), reference=0, size=0)
     return error_of(name, method, got, expected, "")

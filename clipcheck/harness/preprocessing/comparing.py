@@ -128,18 +128,18 @@ def _result(candidate: Candidate, inputs: _Inputs) -> PreprocessingResult:
         else:
             unknown.append(Unknown(inputs.describe(raw), differs))
     return PreprocessingResult(
-        candidate.name,
-        candidate.kind,
-        candidate.version,
-        len(inputs.raw),
-        same,
-        rounding,
-        {
+        name=candidate.name,
+        kind=candidate.kind,
+        version=candidate.version,
+        compared=len(inputs.raw),
+        same=same,
+        rounding=rounding,
+        known={
             each.name: Known(len(met), met[0], each.meaning, each.link)
             for each, met in known.items()
             if met
         },
-        unknown,
+        unknown=unknown,
     )
 
 

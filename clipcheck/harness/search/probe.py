@@ -79,7 +79,13 @@ class Probe:
             sides = self._reference.outputs(given.pixels, given.tokens)
             got = self._attempt(lambda: self._candidate.outputs(given.pixels, given.tokens))
             own, exact = (in_form(each, self._candidate.normalised) for each in sides)
-            case = Case(got, own, exact, given.rows, absent=self._candidate.absent)
+            case = Case(
+                candidate=got,
+                reference=own,
+                exact=exact,
+                rows=given.rows,
+                absent=self._candidate.absent,
+            )
             return self._measures(case, expected_outputs([case]))
         kind: Kind = "image" if len(given.pixels) else "prompt"
         rows = given.pixels if kind == "image" else given.tokens
@@ -87,7 +93,9 @@ class Probe:
         alone = self._reference.features(method, rows)
         got = self._attempt(lambda: {name: getattr(self._candidate, method)(rows)})
         own, exact = (in_form({name: each}, self._candidate.normalised) for each in alone)
-        return self._measures(Case(got, own, exact, given.rows), (name,))
+        return self._measures(
+            Case(candidate=got, reference=own, exact=exact, rows=given.rows), (name,)
+        )
 
     def _attempt(self, call: Callable[[], dict[str, Array]]) -> dict[str, Array]:
         from clipcheck.backends.reference import exact_arithmetic

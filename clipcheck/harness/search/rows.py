@@ -47,4 +47,6 @@ def _rows(given: Batch) -> list[Batch]:
 def _failing(probe: Probe, given: Batch, preprocessing: Preprocessing, *, shrunk: bool) -> Failing:
     images = tuple(preprocessing.image_of(pixels) for pixels in given.pixels)
     prompts = tuple(ids_of(row, preprocessing.texts) for row in given.tokens)
-    return Failing(Example(images, prompts), worst(probe.measure(given)), shrunk=shrunk)
+    return Failing(
+        example=Example(images, prompts), measure=worst(probe.measure(given)), shrunk=shrunk
+    )

@@ -117,7 +117,7 @@ class _Search:
         again = worst(self._probe.measure(given))
         # A failure that depends on the number of calls may not repeat.
         measure = again if again.margin > 1 else self._measured[digest([given])]
-        return Failing(found, measure, True, first)
+        return Failing(example=found, measure=measure, shrunk=True, first=first)
 
     def _as_saved(self, example: Example) -> Example:
         """Convert images to modes that PNG has, and ids to texts where possible."""
@@ -129,7 +129,7 @@ class _Search:
         images = tuple(self._preprocessing.image_of(pixels) for pixels in given.pixels)
         prompts = tuple(ids_of(row) for row in given.tokens)
         example = spelled(Example(images, prompts), self._preprocessing)
-        return Failing(example, worst(self._probe.measure(given)), shrunk=False)
+        return Failing(example=example, measure=worst(self._probe.measure(given)), shrunk=False)
 
 
 def _suspects(margins: Sequence[Mapping[Kind, float]]) -> Iterator[Kind]:

@@ -143,7 +143,7 @@ class _Input:
     prompts: Sequence[tuple[str, str]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Section:
     """The section of a judgement."""
 
@@ -168,23 +168,23 @@ class _Section:
     @classmethod
     def of(cls, judgement: Judgement, key: str, side: int) -> _Section:
         return cls(
-            key,
-            judgement,
-            PurePath(judgement.path or judgement.checkpoint).name or judgement.checkpoint,
-            _state(judgement),
-            {gate.name: _cell(gate) for gate in judgement.gates},
-            _drifts(judgement, key),
-            list(optimised.of_judgement(judgement)),
-            [plots.layers(judgement.layers, f"{key}-layers")] if judgement.layers else [],
-            _spreads(judgement, key),
-            _shown_inputs(judgement, side),
-            _mismatched(judgement, side),
-            [] if judgement.own is None else own.summary(judgement.own),
-            _own_rows(judgement, side),
-            [row for gate in judgement.gates for row in _figures(gate)],
-            _phases(judgement.seconds),
-            [_preprocessing(result) for result in judgement.preprocessing],
-            shlex.join(repeat_run(judgement)),
+            key=key,
+            judgement=judgement,
+            name=PurePath(judgement.path or judgement.checkpoint).name or judgement.checkpoint,
+            state=_state(judgement),
+            cells={gate.name: _cell(gate) for gate in judgement.gates},
+            drifts=_drifts(judgement, key),
+            optimiser=list(optimised.of_judgement(judgement)),
+            layers=[plots.layers(judgement.layers, f"{key}-layers")] if judgement.layers else [],
+            spreads=_spreads(judgement, key),
+            inputs=_shown_inputs(judgement, side),
+            mismatched=_mismatched(judgement, side),
+            own=[] if judgement.own is None else own.summary(judgement.own),
+            own_rows=_own_rows(judgement, side),
+            figures=[row for gate in judgement.gates for row in _figures(gate)],
+            phases=_phases(judgement.seconds),
+            preprocessing=[_preprocessing(result) for result in judgement.preprocessing],
+            command=shlex.join(repeat_run(judgement)),
         )
 
     @property

@@ -65,7 +65,7 @@ class Plot:
     rows: Sequence[Sequence[str]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Module:
     """Errors of a module, relative to the size of its output."""
 
@@ -82,7 +82,14 @@ class _Module:
             _share(value, error.size)
             for value in (error.candidate, error.reference, limits.module * unit(error, limits))
         )
-        return cls(error, times, candidate, eager, limit, limits.module)
+        return cls(
+            error=error,
+            times=times,
+            candidate=candidate,
+            eager=eager,
+            limit=limit,
+            allowed=limits.module,
+        )
 
     @property
     def beyond(self) -> bool:

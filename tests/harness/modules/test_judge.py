@@ -456,7 +456,7 @@ def test_a_method_that_fails_leaves_its_reason_and_the_others_are_judged(judged:
 
 def test_of_several_outputs_the_nearest_is_judged_even_if_another_is_nan() -> None:
     wrong, right, broken = (
-        ModuleError("a", "forward", candidate, 1e-6, 1.0)
+        ModuleError(module="a", method="forward", candidate=candidate, reference=1e-6, size=1.0)
         for candidate in (1e-3, 1e-6, float("nan"))
     )
     assert nearest([broken, wrong, right]) is right
@@ -533,8 +533,10 @@ def test_the_eager_model_is_left_as_it_was(tmp_path: Path) -> None:
 def test_a_module_that_one_method_calls_differently_is_skipped_in_that_method_alone() -> None:
     known: Any = SimpleNamespace(blocks={"conv1": "", "conv2": "", "conv3": ""})
     found = Judge(
-        known,
-        errors=[ModuleError("conv1", "forward", 1.0, 1.0, 1.0)],
+        twins=known,
+        errors=[
+            ModuleError(module="conv1", method="forward", candidate=1.0, reference=1.0, size=1.0)
+        ],
         skipped=[
             (taps.Site("conv1", "encode_image"), OTHER_SHAPES),
             (taps.Site("conv2", "forward"), OTHER_SHAPES),

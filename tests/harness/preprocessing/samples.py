@@ -16,8 +16,16 @@ NOWHERE = Path("/nonexistent/model.pt")
 
 
 def checkpoint(path: Path = NOWHERE, vocab_size: int = 49408) -> Checkpoint:
-    architecture = Architecture(64, SIDE, ViT(1, 64, 11), 64, 1, LENGTH, vocab_size)
-    return Checkpoint(path, Format.STATE_DICT, architecture, {})
+    architecture = Architecture(
+        embed_dim=64,
+        image_resolution=SIDE,
+        vision=ViT(1, 64, 11),
+        text_width=64,
+        text_layers=1,
+        context_length=LENGTH,
+        vocab_size=vocab_size,
+    )
+    return Checkpoint(path=path, format=Format.STATE_DICT, model=architecture, tensors={})
 
 
 def told(results: list[PreprocessingResult]) -> list[str]:

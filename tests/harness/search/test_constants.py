@@ -16,7 +16,7 @@ from clipcheck.harness.search.inputs import Wanted, draw
 from clipcheck.inputs.batches import Inputs
 from clipcheck.inputs.digest import digest
 
-INPUTS = Inputs(16, 77, 49408, 2)
+INPUTS = Inputs(resolution=16, context_length=77, vocab_size=49408, grid=2)
 
 MINE = f"""
 from clipcheck.inputs.batches import Inputs

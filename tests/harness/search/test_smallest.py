@@ -31,7 +31,12 @@ from clipcheck.writers.synthesize import synthesize
 
 # CLIP's own vocabulary, so that prompts are texts.
 SMALL = Architecture(
-    64, 16, ViT(layers=1, width=64, patch_size=8), text_width=64, text_layers=1, vocab_size=49408
+    embed_dim=64,
+    image_resolution=16,
+    vision=ViT(layers=1, width=64, patch_size=8),
+    text_width=64,
+    text_layers=1,
+    vocab_size=49408,
 )
 CPU = torch.device("cpu")
 OFF = 0.1
@@ -375,7 +380,11 @@ def test_a_case_is_measured_by_rows_like_the_gate(model: eager.CLIP) -> None:
     trial = Trial.of(reference, drawn.batches, "float32", Stopwatch())
     candidate = Candidate(model, nowhere, where(lambda _: True), None)
     batch = drawn.batches[2]
-    case = Case(candidate.outputs(batch.pixels, batch.tokens), trial.reference[2], trial.exact[2])
+    case = Case(
+        candidate=candidate.outputs(batch.pixels, batch.tokens),
+        reference=trial.reference[2],
+        exact=trial.exact[2],
+    )
     ruler = Ruler([case], LIMITS["float32"], trial.scale)
     probe = Probe(candidate, reference.standing(), ruler, Allclose())
     measures = [m for m in probe.measure(batch) if m.output == "text_features"]

@@ -32,7 +32,14 @@ NAMES = (
 def error(module: str, times: float = 1.0, **other: object) -> ModuleError:
     """Return a module whose error is so many times the eager one's."""
     block = module.rpartition(".")[0] if module.count("resblocks.0.") else ""
-    made = ModuleError(module, "forward", times * 2e-7, 2e-7, 1.0, block)
+    made = ModuleError(
+        module=module,
+        method="forward",
+        candidate=times * 2e-7,
+        reference=2e-7,
+        size=1.0,
+        block=block,
+    )
     return replace(made, **other)  # type: ignore[arg-type]
 
 
@@ -40,7 +47,7 @@ def coverage(**times: float) -> Coverage:
     """Return all modules; those in ``times``, with ``__`` for a dot, have so many times the eager
     error."""
     given = {name.replace("__", "."): number for name, number in times.items()}
-    return Coverage([error(name, given.get(name, 1.0)) for name in NAMES], {})
+    return Coverage(errors=[error(name, given.get(name, 1.0)) for name in NAMES], skipped={})
 
 
 def measured(rows: int = 5, times: float = 1.0, text: str = "a") -> Measured:
@@ -57,18 +64,46 @@ def measured(rows: int = 5, times: float = 1.0, text: str = "a") -> Measured:
 
 def gates(dtype: str, ratio: float, found: Coverage) -> tuple[GateResult, ...]:
     worst = {"image_features": {"rmse_ratio": ratio, "allowed": 8.0, "rmse": 1e-6}}
-    near = GateResult("fidelity", ratio <= 8, f"{ratio:g} times as far", worst, ratio / 8)
+    near = GateResult(
+        name="fidelity",
+        passed=ratio <= 8,
+        message=f"{ratio:g} times as far",
+        figures=worst,
+        margin=ratio / 8,
+    )
     weights = {"compared": 77, "differing": 0, "unused": 0, "changed": 0}
     return (
-        GateResult("integrity", True, "77 weights the same", {"weights": weights}),
-        GateResult("allclose", True, "agree", {"logits_per_image": {"max_abs": 2.4e-6}}, 0.001),
+        GateResult(
+            name="integrity",
+            passed=True,
+            message="77 weights the same",
+            figures={"weights": weights},
+        ),
+        GateResult(
+            name="allclose",
+            passed=True,
+            message="agree",
+            figures={"logits_per_image": {"max_abs": 2.4e-6}},
+            margin=0.001,
+        ),
         *(
             (near, modules(found, LIMITS[dtype]))
             if dtype == "float32"
             else (replace(near, name="precision"),)
         ),
-        GateResult("top1", True, "same", {"rows": {"compared": 9, "clear": 7, "wrong": 0}}),
-        GateResult("repeatability", True, "stable", {"image_features": {"moved": 0.4}}, 0.025),
+        GateResult(
+            name="top1",
+            passed=True,
+            message="same",
+            figures={"rows": {"compared": 9, "clear": 7, "wrong": 0}},
+        ),
+        GateResult(
+            name="repeatability",
+            passed=True,
+            message="stable",
+            figures={"image_features": {"moved": 0.4}},
+            margin=0.025,
+        ),
     )
 
 
@@ -100,22 +135,22 @@ FAILED = replace(
     coverage=_FAULTY,
     measured=measured(times=400.0),
     failing=Failing(
-        Example((Image.new("RGB", (1, 1), (9, 9, 9)),), ("a",)),
-        Measure("text_features", 400.0, 8.0, 1e-4, "text features of prompt 0 are far off"),
-        True,
-        _FIRST,
+        example=Example((Image.new("RGB", (1, 1), (9, 9, 9)),), ("a",)),
+        measure=Measure("text_features", 400.0, 8.0, 1e-4, "text features of prompt 0 are far off"),
+        shrunk=True,
+        first=_FIRST,
         saved="/reports/failing inputs/model",
     ),
     localisation=(
-        Place("image"),
+        Place(tower="image"),
         Place(
-            "text",
-            "transformer.resblocks.0.mlp",
-            "sum behind it",
-            Deviation(500, 10, 1e-4, "encode_text"),
-            "prompt 3",
+            tower="text",
+            module="transformer.resblocks.0.mlp",
+            part="sum behind it",
+            figures=Deviation(500, 10, 1e-4, "encode_text"),
+            given="prompt 3",
         ),
-        Place("logits", reason="its features are off"),
+        Place(tower="logits", reason="its features are off"),
     ),
 )
 

@@ -201,13 +201,21 @@ def test_the_matrix_leads_to_what_was_found_of_each() -> None:
 
 @pytest.mark.parametrize("margin", [float("inf"), float("nan")])
 def test_a_gate_without_a_number_says_so(margin: float) -> None:
-    gate = GateResult("allclose", False, "softmax is not finite", {}, margin)
+    gate = GateResult(
+        name="allclose", passed=False, message="softmax is not finite", figures={}, margin=margin
+    )
     assert "✗ FAIL beyond any limit" in page(replace(PASSED, gates=(gate,))).text
 
 
 def test_weights_that_are_wrong_are_counted_in_the_matrix() -> None:
     figures = {"weights": {"compared": 77, "differing": 3, "unused": 0, "changed": 1}}
-    wrong = GateResult("integrity", False, "weights differ", figures, float("inf"))
+    wrong = GateResult(
+        name="integrity",
+        passed=False,
+        message="weights differ",
+        figures=figures,
+        margin=float("inf"),
+    )
     assert "✗ FAIL 3 differing, 1 changed" in page(replace(PASSED, gates=(wrong,))).text
     other = replace(wrong, figures={"weights": {"compared": 77, "differing": 0}})
     assert "✗ FAIL beyond any limit" in page(replace(PASSED, gates=(other,))).text
@@ -351,7 +359,12 @@ def test_versions_and_the_machine_are_at_the_end() -> None:
         replace(FAILED, checkpoint=HTML, path=HTML),
         replace(FAILED, path=None, checkpoint=HTML, description=HTML),
         replace(UNJUDGED, error=HTML, checkpoint=HTML),
-        replace(FAILED, gates=(GateResult(HTML, False, HTML, {HTML: {HTML: HTML}}),)),
+        replace(
+            FAILED,
+            gates=(
+                GateResult(name=HTML, passed=False, message=HTML, figures={HTML: {HTML: HTML}}),
+            ),
+        ),
         replace(FAILED, measured=measured(text=HTML)),
         replace(
             FAILED,
