@@ -154,6 +154,7 @@ class Modules:
 
 MERGED = "the program has it in one operation with another module"
 NAMELESS = "the program does not tell which of its operations they are"
+APART = "tensors leave it and enter it again, as where it is called twice"
 
 
 def find_calls(graph: Graph, modules: Modules, pixels: Collection[str]) -> Calls:
@@ -176,7 +177,7 @@ def find_calls(graph: Graph, modules: Modules, pixels: Collection[str]) -> Calls
     return Calls(
         found,
         {
-            name: MERGED if name in search.merged else NAMELESS
+            name: MERGED if name in search.merged else APART if name in search.apart else NAMELESS
             for name in modules.names
             if name not in shown
         },
@@ -193,6 +194,7 @@ class _Search:
     _by_weights: set[str] = field(default_factory=set)
     _taken: set[str] = field(default_factory=set)
     merged: set[str] = field(default_factory=set)
+    apart: set[str] = field(default_factory=set)
     _nameless: set[int] = field(default_factory=set)
     _pairs: dict[tuple[str, str], list[int]] = field(default_factory=dict)
 
@@ -209,7 +211,9 @@ class _Search:
             if name in self.merged or name in nameless:
                 continue
             numbers = known if name in self._by_weights else self._with_nameless(known)
-            if self._is_whole(numbers):
+            if not self._is_whole(numbers):
+                self.apart.add(name)
+            else:
                 call = self._call(name, numbers)
                 if call.inputs and call.outputs:
                     yield call

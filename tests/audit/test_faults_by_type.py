@@ -88,6 +88,13 @@ def test_each_variant_gets_the_right_verdict_in_one_of_the_models(name: str) -> 
     assert sorted(finding.name for finding in found.findings) == sorted(dealt()[name])
 
 
+@pytest.mark.thorough
+def test_a_block_that_an_exported_program_runs_twice_is_named(tmp_path: Path) -> None:
+    """Not the first module in it, which is not shown as one call."""
+    bench = Bench(Model("clipa", 0, "seeded", "float32"), tmp_path)
+    assert bench.find(named("last-image-block-repeated"), "export", localize=True).localised
+
+
 @parametrize("name", FAST, quick=2)
 def test_most_variants_apply_to_each_model(name: str) -> None:
     architecture = small.small(name)
@@ -102,7 +109,8 @@ def test_a_variant_does_not_apply_to_a_model_without_its_modules() -> None:
     assert [padding.applies_to(each, "trace") for each in (clipa, roberta)] == [False, True]
     assert [mask.applies_to(each, "trace") for each in (clipa, roberta)] == [False, False]
     assert mask.applies_to(small.small("metaclip2"), "trace")
-    assert not padding.applies_to(roberta, "onnxruntime")
+    assert padding.applies_to(roberta, "onnxruntime")
+    assert not padding.applies_to(roberta, "openvino")
 
 
 def test_modules_that_do_not_run_are_not_selected() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from clipcheck.backends.graph import MERGED, NAMELESS, Call, Graph, Modules, Node, find_calls
+from clipcheck.backends.graph import APART, MERGED, NAMELESS, Call, Graph, Modules, Node, find_calls
 
 MODULES = Modules(
     ["visual.conv1", "visual.bn1", "visual.block", "visual.block.ln", "ln_final"],
@@ -86,8 +86,9 @@ def test_a_module_whose_tensors_leave_it_and_come_back_is_left_out() -> None:
         node("m.visual.block", ["x", "constant"], "x1"),
         node("m.visual.conv1", ["x1", "constant"], "y"),
     )
-    calls = find_calls(of(*nodes), MODULES, ["pixels"]).calls
-    assert [call.module for call in calls] == ["visual.block"]
+    both = find_calls(of(*nodes), MODULES, ["pixels"])
+    assert [call.module for call in both.calls] == ["visual.block"]
+    assert both.hidden["visual.conv1"] == APART
     beside = node("m.visual.block", ["pixels", "constant"], "x1")
     found, _ = find_calls(of(nodes[0], beside, nodes[2]), MODULES, ["pixels"]).calls
     assert found.inputs == ("pixels", "x1")

@@ -11,6 +11,7 @@ from functools import partial
 import torch
 
 from clipcheck.backends.forward import Sizes, is_normalised, outputs_of
+from clipcheck.backends.graph import APART, MERGED
 from clipcheck.backends.reference import Reference, exact_arithmetic
 from clipcheck.backends.runner import Shows
 from clipcheck.backends.source import Source
@@ -155,6 +156,8 @@ class _Walker:
         children = self._twins.children(name)
         judged = {error.module for error in self._judge.errors}
         others = {site.module for site, reason in self._judge.skipped if reason != NO_TENSORS}
+        # A program runs these, but does not show them as one call.
+        others |= {each for each, why in self._archive.hidden.items() if why in (APART, MERGED)}
         missing = [child for child in children if child not in judged | others]
         if missing:
             return replace(place, module=missing[0], part=MISSING)

@@ -34,9 +34,9 @@ from clipcheck.audit.faults.by_backend.programs import (
     write_rounded,
     write_unfolded,
 )
-from clipcheck.audit.faults.planting import blocks, within
+from clipcheck.audit.faults.planting import Plant, blocks, within
 from clipcheck.audit.faults.variant import CLEAN_FAMILY, PlantSource, Variant
-from clipcheck.audit.faults.where import IMAGE_FEATURES, LOGITS, POOLED, Where
+from clipcheck.audit.faults.where import IMAGE_FEATURES, IMAGE_POSITIONS, LOGITS, POOLED, Where
 from clipcheck.checkpoints.architecture import ResNet, ViT
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.checkpoints.library import LibraryArchitecture
@@ -71,9 +71,6 @@ def _of_archive(variant: Variant) -> Variant:
     or clean variants."""
     if variant.plant is None:
         raise TypeError(f"expected a variant of an archive's modules, found {variant.name}")
-    places = variant.places
-    if places and variant.name in _CALLED_TWICE:
-        places = tuple(replace(where, part="") for where in places)
     return Variant(
         name=variant.name,
         family=variant.family,
@@ -81,8 +78,19 @@ def _of_archive(variant: Variant) -> Variant:
         plants=_all(of_archive(variant.plant), *_PROGRAMS),
         kinds=variant.kinds,
         dtype="float32",
-        places=places,
+        places=_in_program(variant),
     )
+
+
+def _in_program(variant: Variant) -> tuple[Where, ...] | None:
+    """Return the places of a fault of archives in a program, which are those of its plant where an
+    archive shows nothing: modules of a program run alone on extreme inputs."""
+    places = variant.places
+    if variant.name in _CALLED_TWICE and places:
+        return tuple(replace(where, part="") for where in places)
+    if isinstance(variant.plant, Plant) and (not places or variant.name in _BY_PLANT):
+        return None if variant.clean else variant.plant.places
+    return places
 
 
 def _all(plant: PlantSource, *backends: str) -> dict[str, PlantSource]:
@@ -97,6 +105,9 @@ _ATTENTIONS = (Where(within(blocks, "attn")),)
 _CALLED_TWICE = ("text-block-twice",)
 """Faults that call a module twice. In a program both calls are one: the module itself departs, not
 what it is given."""
+
+_BY_PLANT = ("probabilities-for-logits",)
+"""Faults of the end of ``forward`` whose outputs an archive, unlike a program, does not name."""
 
 _TRANSFORMERS = partial(in_config, Format.TRANSFORMERS)
 _OPEN_CLIP = partial(in_config, Format.OPEN_CLIP)
@@ -251,7 +262,8 @@ BACKEND_FAULTS: tuple[Variant, ...] = (
             "export": in_program("rounded.pt2", write_rounded),
             **_all(in_graph(graphs.constants_in_half), *_GRAPHS),
         },
-        places=(Where("visual.conv1"), Where("token_embedding")),
+        # Matrices of a checkpoint are in half already.
+        places=(*IMAGE_POSITIONS, Where("visual.bn1"), Where("token_embedding")),
     ),
     _variant(
         "convolutions-folded-in-half",

@@ -34,7 +34,7 @@ from clipcheck.audit.faults.where import Where
 from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.families.base import DualEncoder
 
-_BACKENDS = ("trace", "export")
+_BACKENDS = ("trace", "export", "onnxruntime")
 
 
 def _variant(
