@@ -122,6 +122,8 @@ class Backend(ABC):
         needs_archive: whether it runs an archive's own code, `Source.archive`.
         needs_reference: whether it is the eager model, which needs another file as the reference.
         runs_modules: whether it shows what enters and leaves its modules, by `runner`.
+        may_run_modules: whether it does so for some checkpoints, where `runs_modules` of the class
+            says no.
         takes_forms: whether `call_in_form` can be called.
         keeps_nan: whether its library's operators give NaN for NaN.
         takes_weights: whether `outputs_in_float` can be called.
@@ -148,6 +150,7 @@ class Backend(ABC):
     needs_archive: ClassVar[bool] = False
     needs_reference: ClassVar[bool] = False
     runs_modules: bool = False
+    may_run_modules: ClassVar[bool] = False
     takes_forms: ClassVar[bool] = False
     keeps_nan: ClassVar[bool] = True
     takes_weights: bool = False

@@ -77,6 +77,7 @@ def _made_by(factory: Callable[[str], object], written: str) -> type[Backend]:
     class Made(Backend):
         summary = f"what {written} returns for the path of a file"
         runs_programs = frozenset(PROGRAM_FORMATS)
+        may_run_modules = True
 
         @classmethod
         def build(cls, source: Source) -> Backend:
@@ -96,6 +97,7 @@ def _made_by(factory: Callable[[str], object], written: str) -> type[Backend]:
             wanted = getattr(torch, source.dtype)
             made = InMemory(adapted, source.model, source.device, wanted)
             made.name = written
+            made.show_modules(source.model)
             return made
 
     return Made

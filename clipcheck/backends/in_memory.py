@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from clipcheck.backends.calling import run_method, translating
+from clipcheck.backends.inside_modules import InsideModules
 from clipcheck.backends.modules import ModuleBackend
+from clipcheck.checkpoints.keymaps import Layout, module_in
+from clipcheck.families import eager
 from clipcheck.families.base import DualEncoder
 from clipcheck.families.in_memory import Adapted
 from clipcheck.gates.integrity import Evidence
@@ -47,6 +51,30 @@ class InMemory(ModuleBackend):
         self._dtype = dtype
         self._unnormalised: set[str] = set()
         self._seen: set[str] = set()
+        self.device = device
+        self._adapted = adapted
+        self._apart: tuple[str, ...] = ()
+
+    def show_modules(self, reference: DualEncoder) -> None:
+        """Show the modules of a torch module that have the name of one of the reference's modules,
+        also as open_clip and transformers name them."""
+        adapted, own = self._adapted, self._adapted.module
+        if own is None or not set(FEATURES).issubset(adapted.model.outputs):
+            return
+        named = _namer(own, reference)
+        device = next((each.device for each in own.parameters()), self._device)
+        reason = ""
+        if adapted.compiled:
+            reason = f"hooks do not work in {adapted.compiled}"
+        elif device != self._device:
+            reason = f"on {device} and {self._device}"
+        elif named is None:
+            reason = "none has the name of one of the reference's"
+        if reason:
+            self._apart = (f"modules: not judged one by one: {reason}",)
+        elif named is not None:
+            self.runs_modules = True
+            self._inside = _Inside(self, adapted, named, self._called)
 
     def _called(self, method: str, *inputs: Tensor) -> Any:
         if method != "forward":
@@ -85,13 +113,58 @@ class InMemory(ModuleBackend):
 
     @property
     def mapping(self) -> tuple[str, ...]:
-        """The origin of logits, if they are not the model's own."""
+        """The origin of logits, if they are not the model's own, and why it shows no modules."""
         computed = not self._own_logits and not self.lacks.intersection(LOGITS)
-        return ("logits: computed from both features by the reference",) if computed else ()
+        told = ("logits: computed from both features by the reference",) if computed else ()
+        return (*told, *self._apart)
 
     def evidence(self) -> Evidence:
         """Return the doubts for the gate ``integrity``."""
         return Evidence(weights=None, doubts=self.doubts)
+
+
+class _Inside(InsideModules):
+    """Shows the modules of a model in memory, without features that it normalises."""
+
+    def __init__(
+        self,
+        made: InMemory,
+        adapted: Adapted,
+        named: Callable[[str], str],
+        call: Callable[..., Any],
+    ) -> None:
+        own, reason = adapted.model.own(), "the model has no module of this name"
+        super().__init__(made.name, adapted.model, own, named, made.device, reason=reason)
+        self._made = made
+        self._call = call
+
+    def listen(
+        self,
+        method: str,
+        inputs: Sequence[Tensor],
+        modules: Collection[str],
+        listener: Listener,
+    ) -> object:
+        """Call a method as `InsideModules` does."""
+        found = super().listen(method, inputs, modules, listener)
+        without = self._made.normalised
+        if isinstance(found, dict):
+            return {name: each for name, each in found.items() if name not in without}
+        return None if ENCODERS[method] in without else found
+
+    def _called(self, method: str, *inputs: Tensor) -> Any:
+        return self._call(method, *inputs)
+
+
+def _namer(own: nn.Module, reference: DualEncoder) -> Callable[[str], str] | None:
+    """Return a function of the name of one of the reference's modules that gives the model's name
+    for it; None if the model has none of them."""
+    names = {name for name, _ in own.named_modules()}
+    wanted = [name for name, _ in reference.own().named_modules() if name]
+    layouts = tuple(Layout) if isinstance(reference, eager.CLIP) else (Layout.REFERENCE,)
+    shared = {each: sum(module_in(name, each) in names for name in wanted) for each in layouts}
+    best = max(layouts, key=lambda each: shared[each])
+    return partial(module_in, layout=best) if shared[best] else None
 
 
 class Hooked:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 
 from clipcheck.backends.base import Backend, Missing, Option
 from clipcheck.backends.factories import FORM, is_factory, load
-from clipcheck.backends.names import BACKENDS, CLASSES
+from clipcheck.backends.names import BACKENDS, CLASSES, OF_ARCHIVES
 from clipcheck.checkpoints.checkpoint import Format
-from clipcheck.errors import UnavailableError, UsageError, first_line, nearest
+from clipcheck.checkpoints.opening import format_of_program
+from clipcheck.errors import ClipcheckError, UnavailableError, UsageError, first_line, nearest
 
 GROUP = "clipcheck.backends"
 """Group of entry points for other packages' backends: each loads a class derived from `Backend`,
@@ -148,6 +152,15 @@ def backend_named(written: str) -> type[Backend]:
 def default_for(form: Format) -> str:
     """Return the default backend of a file format, or an empty string."""
     return next((name for name in BACKENDS if form in find(name).default_for), "")
+
+
+def default_for_file(name: str | os.PathLike[str]) -> str:
+    """Return the default backend of a checkpoint that could not be judged, by its first bytes; that
+    of archives if these tell no other."""
+    form = None
+    with suppress(ClipcheckError):  # the check reports it
+        form = format_of_program(Path(name))
+    return default_for(form) if form else OF_ARCHIVES
 
 
 def eager_backend() -> str:

@@ -32,6 +32,8 @@ _IMAGES, _TEXTS = 2, 3
 class ScriptBackend(ModuleBackend):
     """A TorchScript module that was made from the eager model and shares its weights."""
 
+    may_run_modules = True
+
     @classmethod
     def available(cls) -> Missing | None:
         """Require TorchScript."""

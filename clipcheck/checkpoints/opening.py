@@ -280,6 +280,9 @@ def size_of(path: Path) -> int:
 
     If the file cannot be used, its own size is returned.
     """
+    pair = towers.split(path)
+    if pair is not None:
+        return sum(map(size_of, pair))
     try:
         if path.is_dir():
             return bytes_of(directories.read(path).files)

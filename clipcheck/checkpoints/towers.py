@@ -35,10 +35,17 @@ def split(name: str | os.PathLike[str]) -> tuple[Path, Path] | None:
 
 def absolute(name: str | os.PathLike[str]) -> str:
     """Return an absolute path, or those of two programs as ``image=FILE,text=FILE``."""
+    return str(within(Path.cwd(), name))
+
+
+def within(folder: Path, name: str | os.PathLike[str]) -> Path:
+    """Return a path relative to a folder, or those of two programs as ``image=FILE,text=FILE``."""
     pair = split(name)
     if pair is None:
-        return str(Path(name).absolute())
-    return ",".join(f"{tower}={file.absolute()}" for tower, file in zip(TOWERS, pair, strict=True))
+        return folder / name
+    return Path(
+        ",".join(f"{tower}={folder / file}" for tower, file in zip(TOWERS, pair, strict=True))
+    )
 
 
 def find(folder: Path) -> tuple[Path, Path] | None:

@@ -24,7 +24,13 @@ from clipcheck.backends.loading import (
     require_runs,
     rounded_alike,
 )
-from clipcheck.backends.registry import ALL, Choice, default_for, eager_backend
+from clipcheck.backends.registry import (
+    ALL,
+    Choice,
+    default_for,
+    default_for_file,
+    eager_backend,
+)
 from clipcheck.backends.sandboxes import sandbox_for
 from clipcheck.backends.signature import ASKED
 from clipcheck.backends.source import Source
@@ -185,7 +191,7 @@ class Judge:
     def __call__(self, name: str, device: Device, span: Span) -> list[Judgement | LeftOut]:
         """Return a judgement for each dtype and backend, or one with the error."""
         options, named = self.options, self.options.choices
-        asked = _requested_backends(named)
+        asked = _requested_backends(named) or default_for_file(name)
         draft = Draft(
             Judgement(
                 name,
@@ -710,8 +716,7 @@ def _text(path: str | os.PathLike[str] | None) -> str | None:
 
 def _requested_backends(choices: Sequence[Choice]) -> str:
     """Name the requested backends, for a file that cannot be opened."""
-    names = [ALL if choice.optional else str(choice) for choice in choices]
-    return ", ".join(dict.fromkeys(names)) or Judgement.backend
+    return ", ".join(dict.fromkeys(ALL if each.optional else str(each) for each in choices))
 
 
 def _known_failures(judged: Judgement, choice: Choice, checkpoint: Checkpoint) -> tuple[Known, ...]:

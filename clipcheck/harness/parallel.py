@@ -11,6 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from clipcheck.backends.registry import default_for_file
 from clipcheck.errors import Notice, first_line
 from clipcheck.harness.checking import (
     check_files,
@@ -147,6 +148,7 @@ def _unjudged(job: _Job, problem: str, remedy: str) -> Result:
     judgement = Judgement(
         job.name,
         str(job.options.devices[0] or "default"),
+        backend=", ".join(job.options.backends) or default_for_file(job.name),
         seed=job.options.seed,
         limits=job.options.limits,
         options=job.options.asked,

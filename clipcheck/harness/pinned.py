@@ -23,7 +23,13 @@ from clipcheck.backends.loading import (
     require_dtype,
     require_runs,
 )
-from clipcheck.backends.registry import Choice, default_for, eager_backend, require_available
+from clipcheck.backends.registry import (
+    Choice,
+    default_for,
+    default_for_file,
+    eager_backend,
+    require_available,
+)
 from clipcheck.backends.sandboxes import sandbox_for
 from clipcheck.backends.source import ProgramFile
 from clipcheck.backends.towers import Towers
@@ -106,7 +112,7 @@ class PinnedJudge:
             Judgement(
                 name,
                 str(device or "default"),
-                backend=", ".join(options.backends) or Judgement.backend,
+                backend=", ".join(options.backends) or default_for_file(name),
                 seed=head.seed,
                 run=self.run,
                 date=self.date,

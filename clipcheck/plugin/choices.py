@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from clipcheck.backends.names import OF_ARCHIVES
+from clipcheck.checkpoints import towers
 from clipcheck.checkpoints.architecture import ARCHITECTURES
 from clipcheck.checkpoints.registry import available_models
 from clipcheck.errors import ClipcheckError, OutputError, UnknownModelError, UsageError
@@ -47,7 +49,8 @@ def _format_of_program(path: Path) -> str | None:
     """Return the format of a program; None for anything else, and for what cannot be read: its
     check reports that."""
     # What follows imports numpy, which idle workers and other runs of pytest do not need.
-    if not path.exists() or path.suffix in _WEIGHTS:
+    there = towers.split(path) or os.path.exists(path)  # noqa: PTH110 - of any name
+    if not there or path.suffix in _WEIGHTS:
         return None
     from clipcheck.checkpoints.opening import format_of_program
 
@@ -75,14 +78,15 @@ def gates_for(
 
 
 def _runs_modules(backend: str) -> bool:
-    """Return whether a backend runs modules, as the default one does."""
+    """Return whether a backend runs modules, at least of some checkpoints; the default one does."""
     if backend == OF_ARCHIVES:
         return True
     # Imported here because it imports numpy, which other runs of pytest and idle workers do not
     # need.
     from clipcheck.backends.registry import parse
 
-    return parse(backend).backend.runs_modules
+    named = parse(backend).backend
+    return named.runs_modules or named.may_run_modules
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +152,7 @@ class Choices:
         """Return the gates that judge a checkpoint in a backend and dtype."""
         options = self.options
         # The weights of a program are judged by integrity.
-        program = _format_of_program(self.folder / model) is not None
+        program = _format_of_program(towers.within(self.folder, model)) is not None
         applying = gates_for(
             backend,
             dtype,
@@ -167,7 +171,7 @@ class Choices:
 
     def _all(self) -> Iterator[Mapping[str, str]]:
         for model, device in product(self.models or (NO_MODEL,), self.devices):
-            program = _format_of_program(self.folder / model)
+            program = _format_of_program(towers.within(self.folder, model))
             backends = self.backends or (_default_backend(program),)
             for backend, dtype in product(backends, self.dtypes_on(device)):
                 for gate in self.gates_of(model, backend, dtype):
@@ -202,7 +206,8 @@ def _require_model(model: str, folder: Path) -> None:
     if model.startswith(SEEDED):
         _require_architecture(model.removeprefix(SEEDED))
         return
-    if model in available_models() or (folder / model).exists():
+    files = towers.split(towers.within(folder, model)) or (folder / model,)
+    if model in available_models() or all(map(os.path.exists, files)):
         return
     if model in ARCHITECTURES:
         raise UnknownModelError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from clipcheck.checkpoints import download, registry
+from clipcheck.checkpoints import download, registry, towers
 from clipcheck.checkpoints.architecture import ARCHITECTURES
 from clipcheck.checkpoints.opening import size_of
 from clipcheck.system.locks import locked_where_possible
@@ -49,7 +49,7 @@ def find(name: str, start: Path, folder: Path) -> Subject:
         return Subject(str(path), f"{architecture} (seeded weights)", source, own=True)
     if name in registry.RELEASED:
         return Subject(name, name, "the released file")
-    return Subject(str(start / name), name, "the file given")
+    return Subject(str(towers.within(start, name)), name, "the file given")
 
 
 def size(name: str, start: Path) -> int:
@@ -59,7 +59,7 @@ def size(name: str, start: Path) -> int:
     architecture = ARCHITECTURES.get(name.removeprefix(SEEDED))
     if cached is None and architecture and (name in registry.RELEASED or name.startswith(SEEDED)):
         return _RELEASED_BYTES * architecture.parameters
-    return size_of(cached or start / name)
+    return size_of(cached or towers.within(start, name))
 
 
 def seeded_archive(name: str, folder: Path) -> Path:

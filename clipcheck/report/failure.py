@@ -53,6 +53,8 @@ def reason_left_out(judgement: Judgement, gate: str) -> str:
     known = gate_named(gate)
     if known.needs_logits and set(LOGITS) <= set(judgement.absent):
         return f"{judgement.checkpoint} has no logits, which {gate} needs"
+    if known.needs_modules and judgement.coverage is None:
+        return f"{judgement.checkpoint} does not show its modules in {judgement.backend}"
     if known.needs_reference:
         return f"{judgement.checkpoint} has no weights to compare with the reference's"
     return ""

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from clipcheck.backends.registry import default_for_file
 from clipcheck.errors import ClipcheckError, first_line
 from clipcheck.results.document import as_record, to_json
 from clipcheck.results.judgement import Record, Result
@@ -96,7 +97,7 @@ def unjudged(job: Job, backend: str, content: str, error: str) -> Found:
         job.device,
         path=job.source.place if not job.source.fetched else None,
         sha256=content if len(content) == 64 else None,
-        backend=backend if backend != DEFAULT else Record.backend,
+        backend=backend if backend != DEFAULT else default_for_file(job.source.place),
         dtype=job.dtype or None,
         seed=job.options.seed,
         error=error,

@@ -39,6 +39,11 @@ def exits(path):
 def images_only(path):
     return engine(path)[0], None
 
+def module(path):
+    model, _ = clipcheck.load(path, device="cpu", jit=False)
+    model.ln_final.eps = 1e-3
+    return model
+
 class Mine(Eager):
     needs_reference = False
 
@@ -82,6 +87,15 @@ def test_a_factory_of_one_tower_is_judged_by_what_it_gives(
     done = run("check", minute_archive, "--backend", "user_engine:images_only", "--examples", 4)
     assert done.code == 0, done.out + done.err
     assert "not judged: text_features, logits_per_image, logits_per_text" in done.out
+
+
+def test_modules_of_a_torch_module_are_judged_one_by_one(
+    folder: Path, minute_archive: Path, run: Run
+) -> None:
+    options = ("--backend", "user_engine:module", "--examples", 1, "--select", "modules")
+    done = run("check", minute_archive, *options)
+    assert done.code == 1, done.out + done.err
+    assert "ln_final (forward): error" in " ".join(done.out.split())
 
 
 def test_a_backend_class_is_used_as_it_is(folder: Path) -> None:

@@ -7,9 +7,11 @@ import torch
 
 from clipcheck.backends.names import OF_ARCHIVES
 from clipcheck.backends.registry import parse
+from clipcheck.checkpoints import towers
 from clipcheck.checkpoints.registry import available_models
 from clipcheck.errors import ClipcheckError, UnknownModelError, UsageError
 from clipcheck.harness.options import CheckOptions
+from clipcheck.plugin import subjects
 from clipcheck.plugin.choices import (
     NAMES,
     NO_MODEL,
@@ -77,14 +79,19 @@ def test_a_budget_is_judged_where_there_is_one() -> None:
 def test_options_of_a_file_are_taken_where_none_is_given(tmp_path: Path) -> None:
     file = tmp_path / "pyproject.toml"
     file.write_text(
-        '[tool.clipcheck]\nexamples = 40\nseed = 3\nbackend = "trace"\ndevice = ["cpu", "mps"]\n'
-        'dtype = ["float32"]\nselect = ["fidelity", "modules", "weights"]\nreference = "a.pt"\n'
+        '[tool.clipcheck]\nexamples = 40\nseed = 3\nbackend = "aotinductor"\n'
+        'device = ["cpu", "mps"]\ndtype = ["float32"]\n'
+        'select = ["fidelity", "modules", "weights"]\nreference = "a.pt"\n'
     )
     chosen = choices(tmp_path, model=["b.pt"], seed="4", device=["cpu"])
-    assert (chosen.backends, chosen.devices, chosen.dtypes) == (("trace",), ("cpu",), ("float32",))
+    assert (chosen.backends, chosen.devices, chosen.dtypes) == (
+        ("aotinductor",),
+        ("cpu",),
+        ("float32",),
+    )
     assert (chosen.options.examples, chosen.options.seed) == (40, 4)
     assert "seed" not in chosen.configuration.options
-    # trace has no modules; the gate weights judges where there is a reference.
+    # aotinductor has no modules; the gate weights judges where there is a reference.
     gates = [each["clip_gate"] for each in chosen.combinations(["clip_gate"])]
     assert gates == ["weights", "fidelity"]
 
@@ -169,13 +176,28 @@ def test_a_program_has_the_default_backend_of_its_format(tmp_path: Path) -> None
     assert "modules" in gates
 
 
-def test_only_archives_have_the_gate_modules() -> None:
-    found = choices(model=["a"], backend=["jit", "trace"], dtype=["float32"]).combinations(NAMES)
-    gates = {
-        name: [each["clip_gate"] for each in found if each["clip_backend"] == name]
-        for name in ("jit", "trace")
-    }
-    assert set(gates["jit"]) - set(gates["trace"]) == {"modules"}
+def test_two_programs_of_a_tower_are_one_checkpoint_relative_to_the_folder(tmp_path: Path) -> None:
+    for name, written in (("image", 3), ("text", 5)):
+        (tmp_path / f"{name}.pte").write_bytes(b"\x10\0\0\0ET12" + bytes(written))
+    pair = "image=image.pte,text=text.pte"
+    found = choices(tmp_path, model=[pair])
+    require_available_choices(found, tmp_path)
+    assert {each["clip_backend"] for each in found.combinations(["clip_backend"])} == {"executorch"}
+    subject = subjects.find(pair, tmp_path, tmp_path)
+    assert towers.split(subject.checkpoint) == (tmp_path / "image.pte", tmp_path / "text.pte")
+    assert (subject.label, subjects.size(pair, tmp_path)) == (pair, 24)
+    with pytest.raises(UnknownModelError, match=r"found 'image=image\.pte,text=no\.pte'"):
+        require_available_choices(
+            choices(tmp_path, model=["image=image.pte,text=no.pte"]), tmp_path
+        )
+
+
+def test_backends_that_may_show_modules_have_the_gate_modules() -> None:
+    """`trace` shows those of a library's model."""
+    given = ["jit", "trace", "aotinductor"]
+    found = choices(model=["a"], backend=given, dtype=["float32"]).combinations(NAMES)
+    gates = {(each["clip_backend"], each["clip_gate"]) for each in found}
+    assert [name for name in given if (name, "modules") in gates] == ["jit", "trace"]
 
 
 def test_a_test_gets_only_the_fixtures_that_it_requests() -> None:

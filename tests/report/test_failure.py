@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 
 from clipcheck.gates.alternative import Departure
+from clipcheck.gates.modules import Coverage
 from clipcheck.gates.result import GateResult
 from clipcheck.report.failure import SCREEN, failure, one_line_reason, reason_left_out, summary
 from clipcheck.results.judgement import Judgement, Result
@@ -100,3 +101,7 @@ def test_gates_of_logits_have_nothing_to_judge_in_a_file_that_gives_none() -> No
         assert reason_left_out(replace(features, error="not found"), gate) == ""
     for gate in ("integrity", "fidelity", "precision", "repeatability"):
         assert reason_left_out(features, gate) == ""
+    hidden = replace(PASSED, gates=[], coverage=None)
+    expected = f"release/model.pt does not show its modules in {PASSED.backend}"
+    assert reason_left_out(hidden, "modules") == expected
+    assert reason_left_out(replace(hidden, coverage=Coverage([], {}, [])), "modules") == ""

@@ -169,3 +169,10 @@ def test_an_unfinished_job_also_has_an_entry() -> None:
     assert (entry.checkpoint, entry.backend, entry.dtype) == ("m.pt", "trace", "float16")
     assert (entry.error, entry.passed, entry.sha256) == ("why", False, "a" * 64)
     assert unjudged(job(), "", "url:x", "why").results[0].sha256 is None
+
+
+def test_an_unfinished_job_names_the_default_backend_of_its_file(tmp_path: Path) -> None:
+    program = tmp_path / "program.pte"
+    program.write_bytes(b"\x10\0\0\0ET12" + bytes(100))
+    unfinished = job(source=Source("path", str(program)))
+    assert unjudged(unfinished, "", "url:x", "why").results[0].backend == "executorch"

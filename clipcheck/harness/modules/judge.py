@@ -293,11 +293,8 @@ class Judge:
         """
         judged = {error.module for error in self.errors}
         called = judged | {site.module for site, _ in self.skipped}
-        skipped = {
-            name: f"{self.subject} does not call it"
-            for name in self.twins.blocks
-            if name not in called
-        }
+        reason = f"{self.subject} {'fails before it is called' if failures else 'does not call it'}"
+        skipped = {name: reason for name in self.twins.blocks if name not in called}
         for site, reason in self.skipped:
             # One method's call may be judged while another's cannot.
             name = f"{site.module} in {site.method}" if site.module in judged else site.module

@@ -139,7 +139,10 @@ class _Walker:
         self._limits = limits
         self._twins = Twins(model, len(batch.pixels), len(batch.tokens), device)
         tally = Tally(len(self._twins.blocks), advance)
-        self._judge = Judge(twins=self._twins, tally=tally, stay=archive.of_program)
+        subject = "the program" if archive.of_program else "the archive"
+        self._judge = Judge(
+            twins=self._twins, tally=tally, subject=subject, stay=archive.of_program
+        )
         self._stops = stops
         self._covered: set[str] = set()
         self._connections = {connection.target: connection for connection in connections(model)}

@@ -432,6 +432,15 @@ def test_a_module_that_is_left_out_is_not_called(judged: Judged) -> None:
 # --------------------------------------------------------------------------- methods that fail
 
 
+def test_a_module_that_a_failure_kept_from_being_called_is_said_to_be_so() -> None:
+    twins: Any = SimpleNamespace(blocks={"ln_post": "ln_post"})
+    judge = Judge(twins=twins, subject="the program")
+    assert judge.coverage(["it ran out of memory"]).skipped == {
+        "ln_post": "the program fails before it is called"
+    }
+    assert judge.coverage().skipped == {"ln_post": "the program does not call it"}
+
+
 def test_a_method_that_fails_leaves_its_reason_and_the_others_are_judged(judged: Judged) -> None:
     def alter(model: Any) -> None:
         encode = model.encode_text
