@@ -31,7 +31,7 @@ from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.families.registry import parameters_of, sizes_of
 from clipcheck.gates.allclose import allclose
 from clipcheck.gates.budget import inputs_for, parse_budget
-from clipcheck.gates.localisation import Localisation, Place, Tower, tower_of
+from clipcheck.gates.localisation import HEAD, Localisation, Place, Tower, tower_of
 from clipcheck.gates.result import LOGITS, OUTPUTS, Case, GateResult, expected_outputs
 from clipcheck.gates.tolerances import Allclose
 from clipcheck.harness.judging import (
@@ -43,7 +43,6 @@ from clipcheck.harness.judging import (
     lengths_for,
 )
 from clipcheck.harness.localising import first_departures
-from clipcheck.harness.modules.walk import HEAD
 from clipcheck.harness.modules.whole import BETWEEN, MISSING, OUTSIDE, tower_in
 from clipcheck.inputs.batches import batches, classic, population
 from clipcheck.inputs.counts import EDGE_CASES

@@ -88,6 +88,17 @@ class Graph:
                 found.update(dict.fromkeys(node.outputs, several))
         return found
 
+    def follows_from(self, name: str, tensors: Collection[str]) -> bool:
+        """Tell whether the values of a tensor depend on these tensors, and on inputs by no other
+        way."""
+        others, several = set(self.inputs).difference(tensors), set(tensors)
+        for node in self.nodes:
+            made = set(node.outputs).difference(tensors)
+            if node.op not in SHAPES:
+                others |= made if not others.isdisjoint(node.inputs) else set()
+                several |= made if not several.isdisjoint(node.inputs) else set()
+        return name in several and name not in others
+
 
 @dataclass(frozen=True)
 class Modules:

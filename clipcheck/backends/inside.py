@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from clipcheck.backends.calling import Array, Named, Pixels, Tokens, to_numpy, translating
-from clipcheck.backends.graph import Call, Calls, Modules, find_calls
+from clipcheck.backends.graph import Call, Calls, Graph, Modules, find_calls
 from clipcheck.backends.opened import Inside, Tapped
 from clipcheck.backends.signature import Input, Raw
-from clipcheck.gates.result import ENCODERS
+from clipcheck.gates.result import ENCODERS, FEATURES, LOGITS
 from clipcheck.models.facts import Facts
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ class InsideProgram:
         self._device = device
         self._found = Calls([], {})
         self._names: Collection[str] = ()
+        self._outputs: dict[str, str] = {}
         self.note = ""
         self._pixels = frozenset(each.name for each in inputs if each.kind == "pixels")
         kinds = {each.kind for each in inputs}
@@ -116,7 +117,11 @@ class InsideProgram:
         given = self._given(pixels, tokens)
         with translating(self._name, "running the program module by module"):
             raw = self._tapped(given, events.wanted, events.reached)
-        found = {name: torch.from_numpy(a).to(self._device) for name, a in self._named(raw).items()}
+        named = self._named(raw)
+        for place, (_, array) in enumerate(raw):
+            tensor = self._graph.outputs[place]
+            self._outputs |= {name: tensor for name, found in named.items() if found is array}
+        found = {name: torch.from_numpy(a).to(self._device) for name, a in named.items()}
         return found.get(ENCODERS[method]) if method in ENCODERS else found
 
     def call_module(
@@ -138,6 +143,23 @@ class InsideProgram:
             found = self._shown.part(call.inputs, call.outputs, arrays, self._example)
         return [torch.from_numpy(array).to(self._device) for array in found]
 
+    def call_head(self, image: torch.Tensor, text: torch.Tensor) -> torch.Tensor | None:
+        """Return the logits per image for features [N, E] and [M, E]; None where it does not return
+        its features, or computes logits from other tensors as well.
+
+        Raises:
+            RunError: it failed.
+        """
+        import torch
+
+        names = [self._outputs.get(name, "") for name in (*FEATURES, LOGITS[0])]
+        if not all(names) or not self._graph.follows_from(names[2], names[:2]):
+            return None
+        with translating(self._name, "running the logits alone"):
+            arrays = [to_numpy(image), to_numpy(text)]
+            (found,) = self._shown.part(names[:2], names[2:], arrays, self._example)
+        return torch.from_numpy(found).to(self._device)
+
     def changed(self) -> list[str]:
         """Return the keys of weights that running changed: a program keeps its own."""
         return []
@@ -152,11 +174,14 @@ class InsideProgram:
         if not set(names) <= set(self._names):
             self._names = names
             keys = self._model.own().state_dict().keys()
-            with translating(self._name, "reading its operations"):
-                graph = self._shown.graph()
             modules = Modules(names, keys, self._model.is_visual)
-            self._found = find_calls(graph, modules, self._pixels)
+            self._found = find_calls(self._graph, modules, self._pixels)
             self.__dict__.pop("_tapped", None)
+
+    @cached_property
+    def _graph(self) -> Graph:
+        with translating(self._name, "reading its operations"):
+            return self._shown.graph()
 
     @cached_property
     def _example(self) -> Sequence[Array]:
@@ -219,6 +244,9 @@ class InsideTowers:
         """Return the tensors of a module that runs alone, see `InsideProgram.call_module`."""
         part = next(each for each in self._parts.values() if module not in each.hidden)
         return part.call_module(module, method, inputs)
+
+    def call_head(self, image: torch.Tensor, text: torch.Tensor) -> None:
+        """Return nothing: logits are computed outside of both."""
 
     def changed(self) -> list[str]:
         """Return the keys of weights that running changed: programs keep their own."""

@@ -156,6 +156,9 @@ class InsideModules:
         with translating(self._name, f"running {module} alone"), torch.inference_mode():
             return _floats(self._own[self._named(module)](*args, **kwargs))
 
+    def call_head(self, image: Tensor, text: Tensor) -> None:
+        """Return nothing: a model's method computes logits from inputs."""
+
     def changed(self) -> list[str]:
         """Return the keys of weights that running changed: they are compared elsewhere."""
         return []

@@ -60,6 +60,14 @@ class Shows(Listened, Protocol):
             IsolationError: the sandbox process crashed, hung or took too much memory.
         """
 
+    def call_head(self, image: torch.Tensor, text: torch.Tensor) -> torch.Tensor | None:
+        """Return the logits per image for features [N, E] and [M, E] of a program, which computes
+        them alone; None where it is no program that can. Call it after it has run.
+
+        Raises:
+            RunError: it failed.
+        """
+
     def changed(self) -> list[str]:
         """Return the keys of weights that running changed."""
 
@@ -73,6 +81,9 @@ class OfArchive:
     def hidden(self) -> Mapping[str, str]:
         """Return by module why it is not shown: none, all that are called are shown."""
         return {}
+
+    def call_head(self, image: torch.Tensor, text: torch.Tensor) -> None:
+        """Return nothing: other features need other weights, see `Runner.call_with`."""
 
     @property
     def note(self) -> str:

@@ -14,6 +14,9 @@ Tower = Literal["image", "text", "logits"]
 FORWARD = "forward"
 """Name of the method, in place of a module, for its steps after the encoders."""
 
+HEAD = "normalisation, scale and product"
+"""Name of the steps that ``forward`` takes with the features."""
+
 _UNSEEN = "not compared"
 
 _METHODS: dict[str, Tower] = {

@@ -71,6 +71,8 @@ SAMPLE = (
     "pooled-at-fixed-position",
     "one-layer-in-bfloat16",
     "epsilon-1e-6-in-one-block",
+    "residual-stream-clipped-at-100",
+    "logits-clamped-at-90",
     "batch-norm-folded",
     "quickgelu-by-silu",
 )

@@ -136,6 +136,17 @@ def test_a_module_without_known_weights_is_left_out() -> None:
     assert find_calls(of(unnamed), MODULES, ["pixels"]).hidden["visual.conv1"] == NAMELESS
 
 
+def test_a_tensor_follows_from_others_if_inputs_reach_it_by_no_other_way() -> None:
+    features = (node("", ["pixels"], "image"), node("", ["tokens"], "text"))
+    size = node("", ["pixels"], "size", "Shape")
+    product = node("", ["image", "text", "size"], "y")
+    assert of(*features, size, product).follows_from("y", ["image", "text"])
+    assert not of(*features, size, product).follows_from("y", ["image"])
+    assert not of(*features, size, product).follows_from("size", ["image"])
+    own = node("", ["pixels"], "other")
+    assert not of(*features, own, node("", ["image", "other"], "y")).follows_from("y", ["image"])
+
+
 def test_a_tower_that_was_exported_alone_is_recognised_by_its_input() -> None:
     modules = Modules(
         ["visual.ln", "ln"],

@@ -95,6 +95,8 @@ def test_every_module_of_a_sound_program_is_judged(
         found = modules(coverage, LIMIT)
         assert found.passed, found.message
         assert not coverage.skipped
+        block = "visual.layer1.0" if kind == "resnet" else "visual.transformer.resblocks.0"
+        assert {error.module for error in coverage.ranges} >= {block, "ln_final", "forward"}
         assert shown.note == ""
         assert not departures(program, made)
 

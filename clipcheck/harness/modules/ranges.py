@@ -17,7 +17,8 @@ from clipcheck.backends.forward import Sizes, outputs_of
 from clipcheck.backends.runner import Runner, Shows
 from clipcheck.errors import RunError
 from clipcheck.families import eager
-from clipcheck.gates.modules import ModuleError, ratio
+from clipcheck.gates.localisation import FORWARD, HEAD
+from clipcheck.gates.modules import ModuleError
 from clipcheck.gates.result import LOGITS
 from clipcheck.gates.tolerances import LIMITS
 from clipcheck.harness.modules.twins import Pair, Twins, distance
@@ -55,10 +56,9 @@ class CallSite:
 
 
 def record_call(
-    site: Site, inputs: Sequence[torch.Tensor], place: int, output: int, error: ModuleError
+    site: Site, inputs: Sequence[torch.Tensor], place: int, output: int, *, sound: bool
 ) -> CallSite:
     """Record a judged call, without its input."""
-    limits = LIMITS["float32"]
     # A tensor of the input's shape may be the input again, as key and value.
     beside = tuple(
         tensor.clone()
@@ -68,7 +68,6 @@ def record_call(
         else None
         for number, tensor in enumerate(inputs)
     )
-    sound = ratio(error, limits) <= limits.module
     return CallSite(
         site=site,
         shape=tuple(inputs[place].shape),
@@ -141,6 +140,24 @@ class Ranges:
             got = self._tensor(outputs_of(given, sizes).get(LOGITS[0]))
         except (RunError, TypeError, ValueError):
             return  # other gates report missing methods and outputs
+        self._logits(got, image, text)
+
+    def head_alone(self) -> None:
+        """Have the program compute logits from features of texts parallel and nearly opposite to an
+        image's, if it can."""
+        width = self.model.text_projection.shape[1]
+        image = torch.randn(1, width, generator=self._generator(FORWARD)).to(self.device)
+        text = torch.cat([image, 0.2 * torch.roll(image, 1, -1) - image])
+        try:
+            got = self.archive.call_head(image, text)
+        except RunError:
+            return  # it cannot run alone
+        if got is not None:
+            self._logits(got, image, text, HEAD)
+
+    def _logits(
+        self, got: torch.Tensor, image: torch.Tensor, text: torch.Tensor, part: str = ""
+    ) -> None:
         own = self.model.logits(image, text)[0]
         scale = self.model.logit_scale
         exact = eager.scaled_cosines(image.double(), text.double(), scale.double())[0]
@@ -149,8 +166,9 @@ class Ranges:
         self._reach("logit", exact)
         self.errors.append(
             ModuleError(
-                module="forward",
-                method="forward",
+                module=FORWARD,
+                method=FORWARD,
+                part=part,
                 candidate=distance(got, exact),
                 reference=distance(own, exact),
                 size=float(exact.square().mean().sqrt()),

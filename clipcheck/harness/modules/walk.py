@@ -32,7 +32,7 @@ from clipcheck.families.connections import (
     End,
     connections,
 )
-from clipcheck.gates.localisation import FORWARD, Failure, Localisation, localise, tower_of
+from clipcheck.gates.localisation import FORWARD, HEAD, Failure, Localisation, localise, tower_of
 from clipcheck.gates.modules import Coverage, ModuleError, ratio, ratios
 from clipcheck.gates.result import ENCODERS, FEATURES, LOGITS
 from clipcheck.gates.tolerances import EXTREME, Limits
@@ -42,9 +42,6 @@ from clipcheck.harness.modules.twins import NOT_TAKEN, Pair, Twins
 from clipcheck.inputs.batches import Batch
 from clipcheck.models.taps import Site
 from clipcheck.system.progress import Advance, Tally, still
-
-HEAD = "normalisation, scale and product"
-"""Name of the steps that ``forward`` takes with the features."""
 
 
 def judge_program(
@@ -222,9 +219,10 @@ class _Walker:
             return None
 
     def ranges(self) -> Ranges:
-        """Run the judged modules of a program alone on extreme inputs."""
+        """Run the judged modules of a program, and its end, alone on extreme inputs."""
         found = Ranges(archive=self._archive, model=self._model, device=self._device, slack=EXTREME)
         found.modules(self._judge.sites)
+        found.head_alone()
         return found
 
     def localisation(self, given: str) -> Localisation:
@@ -254,7 +252,7 @@ class _Walker:
         if entering:
             self._begun[site.module] = len(self._judge.errors)
         elif held and self._is_settled(site.module):
-            self._judge.running.pop()
+            self._judge.settle(tensors)
             self._covered.add(site.module)
             return
         self._judge.listen(site, entering, tensors)

@@ -20,6 +20,7 @@ from clipcheck.errors import RunError
 from clipcheck.families.base import OF_LOGITS, DualEncoder
 from clipcheck.gates.localisation import (
     FORWARD,
+    HEAD,
     Failure,
     Localisation,
     Place,
@@ -32,7 +33,7 @@ from clipcheck.gates.tolerances import LIMITS
 from clipcheck.harness.modules.judge import NO_TENSORS, Judge, error_of, methods_of
 from clipcheck.harness.modules.library import LibraryTwins
 from clipcheck.harness.modules.twins import Pair
-from clipcheck.harness.modules.walk import HEAD, described
+from clipcheck.harness.modules.walk import described
 from clipcheck.inputs.batches import Batch
 
 OUTSIDE = "outside of its modules"

@@ -142,17 +142,6 @@ _OWN_PLANTS = (
 """Faults of archives that other backends have, with plants of their own."""
 
 
-_OUT_OF_REACH = (
-    "bottleneck-clipped-at-20",
-    "residual-stream-clipped-at-100",
-    "logits-clamped-at-30",
-    "logits-clamped-at-50",
-    "logits-clamped-at-90",
-)
-"""Faults of archives that programs hide: they show on values that no image and no prompt of a small
-model gives, and lie between modules, which only an archive can run alone."""
-
-
 def _planted(name: str) -> dict[str, PlantSource]:
     """Plant a fault of archives into programs."""
     return dict(_of_archive(fault_named(name)).plants)
@@ -366,7 +355,7 @@ BACKEND_FAULTS: tuple[Variant, ...] = (
     *(
         _of_archive(fault)
         for fault in FAULTS
-        if fault.family in _OF_GRAPHS and fault.name not in (*_OWN_PLANTS, *_OUT_OF_REACH)
+        if fault.family in _OF_GRAPHS and fault.name not in _OWN_PLANTS
     ),
 )
 
