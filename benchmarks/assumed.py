@@ -14,11 +14,11 @@ import torch
 
 from clipcheck.backends.reference import Reference
 from clipcheck.checkpoints.architecture import ARCHITECTURES
+from clipcheck.families.model_inputs import inputs_of
 from clipcheck.families.registry import over
 from clipcheck.gates.metrics import row_rms
 from clipcheck.gates.result import FEATURES
 from clipcheck.gates.tolerances import ASSUMED
-from clipcheck.harness.judging import inputs_of
 from clipcheck.inputs.batches import batches
 from clipcheck.writers.synthesize import synthesize
 

@@ -29,9 +29,12 @@ from clipcheck.backends.reference import exact_arithmetic, exact_floats
 from clipcheck.backends.registry import ALL, Choice, chosen
 from clipcheck.backends.source import Source
 from clipcheck.checkpoints.formats import open_checkpoint
+from clipcheck.families.model_inputs import inputs_of
 from clipcheck.gates.fidelity import fidelity
 from clipcheck.gates.tolerances import LIMITS
-from clipcheck.harness.judging import Stopwatch, Trial, inputs_of
+from clipcheck.harness.phases import Stopwatch
+from clipcheck.harness.running import run_candidate
+from clipcheck.harness.trial import Trial
 from clipcheck.inputs.batches import Batch, batches
 
 CPU = torch.device("cpu")
@@ -94,7 +97,7 @@ def measure_one(choice: Choice, sides: Sides, trial: Trial, batch: Batch, rounds
             (timed(lambda: run(candidate, batch))[0], timed(lambda: run(eager, batch))[0])
             for _ in range(rounds)
         ]
-        gate = fidelity(trial.run(candidate).cases, LIMITS["float32"], trial.scale)
+        gate = fidelity(run_candidate(trial, candidate).cases, LIMITS["float32"], trial.scale)
         size = candidate.size
     ratios = [float(row["rmse_ratio"]) for row in gate.figures.values() if "rmse_ratio" in row]
     return Row(

@@ -27,13 +27,13 @@ from typing import Any
 
 from benchmarks.load import write_archive
 from benchmarks.tables import add_option, table
-from clipcheck.harness.matrix import OWN, SHARED
+from clipcheck.harness.phases import OWN, SHARED
 
 PLAIN = """
 import json, resource, sys, time
 import torch
 from clipcheck.backends.modules import ModuleBackend
-from clipcheck.harness.judging import inputs_of
+from clipcheck.families.model_inputs import inputs_of
 from clipcheck.harness.declarations import EXAMPLES
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.models.loader import load_checkpoint_both
@@ -67,7 +67,7 @@ PASSES = """
 import json, sys, time
 from clipcheck.backends.reference import Reference
 from clipcheck.harness.checking import check
-from clipcheck.harness.judging import Trial
+from clipcheck.harness.trial import Trial
 counts = {}
 def counted(kind, owner, name):
     whole = getattr(owner, name)

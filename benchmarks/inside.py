@@ -63,7 +63,8 @@ import torch
 from clipcheck.backends.loading import opened_sides
 from clipcheck.backends.onnxruntime import ONNXRuntime
 from clipcheck.checkpoints.formats import open_checkpoint
-from clipcheck.harness.judging import Stopwatch, inputs_of
+from clipcheck.families.model_inputs import inputs_of
+from clipcheck.harness.phases import Stopwatch
 from clipcheck.harness.localising import first_departures
 from clipcheck.inputs.batches import for_modules
 torch.set_num_threads(1)

@@ -43,7 +43,7 @@ from clipcheck.backends.reference import Reference, exact_arithmetic
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.gates.tolerances import LIMITS
 from clipcheck.inputs.batches import for_modules
-from clipcheck.harness.judging import inputs_of
+from clipcheck.families.model_inputs import inputs_of
 from clipcheck.backends.archives import Inside
 from clipcheck.models.loader import load_checkpoint_both
 from clipcheck.harness.modules.walk import walk

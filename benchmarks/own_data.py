@@ -38,7 +38,7 @@ import torch
 from clipcheck.backends.modules import ModuleBackend
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.harness.checking import check
-from clipcheck.harness.judging import inputs_of
+from clipcheck.families.model_inputs import inputs_of
 from clipcheck.inputs.examples import Preprocessing
 from clipcheck.inputs.own import OwnData, Skipped
 from clipcheck.models.loader import load_checkpoint_both

@@ -26,9 +26,12 @@ from clipcheck.audit.bench import CPU, Bench, Model
 from clipcheck.audit.faults import CLEAN, FAULTS
 from clipcheck.backends.jit import Archive
 from clipcheck.backends.reference import Reference
+from clipcheck.families.model_inputs import inputs_of
 from clipcheck.gates.result import GateResult
 from clipcheck.gates.tolerances import LIMITS, Allclose
-from clipcheck.harness.judging import Stopwatch, Trial, inputs_of, judge_candidate
+from clipcheck.harness.judging import judge_candidate
+from clipcheck.harness.phases import Stopwatch
+from clipcheck.harness.trial import Trial
 from clipcheck.inputs.batches import batches
 from clipcheck.inputs.counts import EDGE_CASES
 from clipcheck.writers.synthesize import architecture_named

@@ -32,7 +32,10 @@ from clipcheck.gates.fidelity import fidelity
 from clipcheck.gates.tolerances import LIMITS, Allclose
 from clipcheck.inputs.counts import EDGE_CASES
 from clipcheck.inputs.examples import Preprocessing, packed
-from clipcheck.harness.judging import Stopwatch, Trial, inputs_of
+from clipcheck.families.model_inputs import inputs_of
+from clipcheck.harness.phases import Stopwatch
+from clipcheck.harness.running import run_candidate
+from clipcheck.harness.trial import Trial
 from clipcheck.models.loader import load_checkpoint_both
 from clipcheck.harness.search.source import Source
 checkpoint, device = open_checkpoint(sys.argv[1]), torch.device("cpu")
@@ -52,7 +55,7 @@ batches = draw()
 drawn = time.perf_counter() - started
 trial = Trial.of(reference, batches, "float32", Stopwatch())
 with exact_arithmetic():
-    run = trial.run(candidate)
+    run = run_candidate(trial, candidate)
 numbers = (run.cases, LIMITS["float32"], trial.scale)
 assert all(g.passed for g in (fidelity(*numbers), top1(*numbers)))
 assert allclose(run.cases, Allclose()).passed

@@ -27,11 +27,14 @@ from clipcheck.backends.reference import exact_floats
 from clipcheck.backends.registry import Choice, chosen
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format
 from clipcheck.checkpoints.formats import open_checkpoint
+from clipcheck.families.model_inputs import inputs_of
 from clipcheck.gates.result import GateResult
 from clipcheck.gates.tolerances import LIMITS, Allclose
 from clipcheck.harness.declarations import EXAMPLES
-from clipcheck.harness.judging import Stopwatch, Trial, inputs_of, judge_candidate
+from clipcheck.harness.judging import judge_candidate
+from clipcheck.harness.phases import Stopwatch
 from clipcheck.harness.search.inputs import Wanted, draw
+from clipcheck.harness.trial import Trial
 from clipcheck.writers.convert import write
 from clipcheck.writers.synthesize import architecture_named
 from clipcheck.writers.trained import KINDS, weights_of

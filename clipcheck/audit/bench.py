@@ -28,22 +28,19 @@ from clipcheck.checkpoints.architecture import Architecture
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.checkpoints.library import LibraryArchitecture
+from clipcheck.families.model_inputs import inputs_of
 from clipcheck.families.registry import parameters_of, sizes_of
 from clipcheck.gates.allclose import allclose
 from clipcheck.gates.budget import inputs_for, parse_budget
 from clipcheck.gates.localisation import HEAD, Localisation, Place, Tower, tower_of
 from clipcheck.gates.result import LOGITS, OUTPUTS, Case, GateResult, expected_outputs
 from clipcheck.gates.tolerances import Allclose
-from clipcheck.harness.judging import (
-    Stopwatch,
-    Trial,
-    effort_for,
-    inputs_of,
-    judge_candidate,
-    lengths_for,
-)
+from clipcheck.harness.judging import judge_candidate
 from clipcheck.harness.localising import first_departures
 from clipcheck.harness.modules.whole import BETWEEN, MISSING, OUTSIDE, tower_in
+from clipcheck.harness.phases import Stopwatch
+from clipcheck.harness.running import run_candidate
+from clipcheck.harness.trial import Trial, effort_for, lengths_for
 from clipcheck.inputs.batches import batches, classic, population
 from clipcheck.inputs.counts import EDGE_CASES
 from clipcheck.models.loader import load_eager
@@ -195,7 +192,7 @@ class Bench:
                 found = judge_candidate(
                     setting.trial, candidate, source, self._limits, Stopwatch(), model=model
                 )
-                assertion = self._classic(setting.classic.run(candidate).cases)
+                assertion = self._classic(run_candidate(setting.classic, candidate).cases)
                 if look and source.archive is None and candidate.runs_modules:
                     place = first_departures(
                         setting.source,

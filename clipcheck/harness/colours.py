@@ -14,7 +14,7 @@ from clipcheck.backends.signature import ASKED, COLOURS, LEVELS
 from clipcheck.errors import RunError
 from clipcheck.gates.budget import unit
 from clipcheck.gates.result import Case
-from clipcheck.harness.judging import Trial
+from clipcheck.harness.trial import Trial
 
 _AGREES = 0.99
 """Least cosine of features that agree but for a loss of precision."""

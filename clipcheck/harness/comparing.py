@@ -18,9 +18,11 @@ from clipcheck.gates.result import FEATURES, LOGITS, OUTPUTS
 from clipcheck.gates.tolerances import ASSUMED, Allclose
 from clipcheck.harness.checking import environment, new_run
 from clipcheck.harness.given import Given, Images, Prompts, given_rows
-from clipcheck.harness.judging import Run, Stopwatch, Trial, effort_for, judge
+from clipcheck.harness.judging import judge
 from clipcheck.harness.mismatch import find_mismatch
 from clipcheck.harness.options import CheckOptions
+from clipcheck.harness.phases import Stopwatch
+from clipcheck.harness.running import Run, run_candidate
 from clipcheck.harness.search.inputs import Drawn, Wanted, draw
 from clipcheck.harness.search.probe import Probe
 from clipcheck.harness.search.rows import worst_row
@@ -34,6 +36,7 @@ from clipcheck.harness.sides import (
     open_reference,
     open_side,
 )
+from clipcheck.harness.trial import Trial, effort_for
 from clipcheck.inputs.batches import Inputs, every_length, for_modules, population
 from clipcheck.inputs.dealing import BRIEF
 from clipcheck.inputs.examples import Example, Preprocessing
@@ -279,7 +282,7 @@ class _Comparison:
         modules = [each.adapted.module for each in (self.reference, self.candidate)]
         weights = [WeightWatch(each) for each in modules if each is not None]
         with self.watch.phase("candidate"), exact_arithmetic():
-            run = trial.run(candidate)
+            run = run_candidate(trial, candidate)
         if not any(case.candidate for case in run.cases):
             raise RunError(
                 next(iter(run.failures), f"{candidate.name} gives no output"),

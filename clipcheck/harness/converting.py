@@ -19,13 +19,15 @@ from clipcheck.checkpoints.checkpoint import Checkpoint
 from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.checkpoints.opening import require_told, undecided
 from clipcheck.errors import CheckpointError, IsolationError, RunError, UnfitError
+from clipcheck.families.model_inputs import inputs_of
 from clipcheck.gates.alternative import Departure, describe_alternative
 from clipcheck.gates.distance import Ruler
 from clipcheck.gates.fidelity import fidelity
 from clipcheck.gates.result import FEATURES, LOGITS, OUTPUTS, Case, GateResult
 from clipcheck.gates.tolerances import LIMITS
 from clipcheck.harness.explaining import TOWERS, find_alternative
-from clipcheck.harness.judging import Stopwatch, Trial, inputs_of
+from clipcheck.harness.phases import Stopwatch
+from clipcheck.harness.trial import Trial
 from clipcheck.inputs.batches import Batch, for_modules
 from clipcheck.system import torchscript_support
 

@@ -20,7 +20,7 @@ from clipcheck.system.progress import Advance, still
 if TYPE_CHECKING:
     import torch
 
-    from clipcheck.harness.judging import Trial
+    from clipcheck.harness.trial import Trial
 
 
 def costly_layers(

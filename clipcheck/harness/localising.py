@@ -22,15 +22,16 @@ from clipcheck.checkpoints.formats import require_found
 from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.checkpoints.opening import open_pair
 from clipcheck.errors import RunError, UnfitError, UsageError
+from clipcheck.families.model_inputs import inputs_of
 from clipcheck.families.registry import verified
 from clipcheck.gates.distance import Ruler
 from clipcheck.gates.localisation import Localisation, Tower, tower_of
 from clipcheck.gates.optimised import Optimised
 from clipcheck.gates.result import Case
 from clipcheck.gates.tolerances import LIMITS, Allclose
-from clipcheck.harness.judging import Stopwatch, inputs_of
 from clipcheck.harness.optimising import Fails, find_optimised, on_batch
 from clipcheck.harness.options import CheckOptions
+from clipcheck.harness.phases import Stopwatch
 from clipcheck.harness.search.probe import Probe
 from clipcheck.inputs.batches import Batch, Inputs, batches, for_modules
 from clipcheck.inputs.counts import EDGE_CASES

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from clipcheck.gates.result import OUTPUTS, Case
 from clipcheck.gates.tolerances import LIMITS
 from clipcheck.gates.top1 import worst_exchange
-from clipcheck.harness.judging import Trial
+from clipcheck.harness.trial import Trial
 from clipcheck.inputs.preprocess import picture_of
 from clipcheck.inputs.rules import CLIP_IMAGES, ImageRules
 from clipcheck.results.failing import Mismatch

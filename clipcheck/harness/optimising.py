@@ -9,7 +9,8 @@ from clipcheck.backends.base import Backend
 from clipcheck.backends.optimiser import Optimiser, Setting, find_cause
 from clipcheck.errors import ClipcheckError
 from clipcheck.gates.optimised import Optimised, Rewrites
-from clipcheck.harness.judging import Stopwatch, Verdict
+from clipcheck.harness.judging import Verdict
+from clipcheck.harness.phases import Stopwatch
 from clipcheck.harness.search.probe import Probe, worst
 from clipcheck.inputs.batches import Batch
 

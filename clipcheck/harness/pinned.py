@@ -52,20 +52,20 @@ from clipcheck.gates.tolerances import LIMITS, Budget
 from clipcheck.gates.weights import Stored
 from clipcheck.harness.colours import told_colours
 from clipcheck.harness.declarations import DYNAMIC_BATCH, Device
+from clipcheck.harness.draft import Draft
+from clipcheck.harness.files import describe
 from clipcheck.harness.judging import (
-    Lengths,
-    Stopwatch,
-    Trial,
     Verdict,
-    effort_for,
     judge_candidate,
     judge_run,
     kept_of,
     require_outputs,
 )
-from clipcheck.harness.matrix import Draft, describe, peak_memory
 from clipcheck.harness.mismatch import find_mismatch
 from clipcheck.harness.options import CheckOptions
+from clipcheck.harness.phases import Stopwatch, peak_memory
+from clipcheck.harness.running import run_candidate
+from clipcheck.harness.trial import Lengths, Trial, effort_for
 from clipcheck.inputs.batches import Batch
 from clipcheck.inputs.dealing import deal
 from clipcheck.inputs.fixed import SIZES
@@ -279,7 +279,7 @@ class PinnedJudge:
                 pinned=weights,
             )
         with watch.phase("candidate"):
-            run = trial.run(candidate, span.reach)
+            run = run_candidate(trial, candidate, span.reach)
         require_outputs(candidate, run)
         with watch.phase("gates"):
             return judge_run(trial, candidate, run, limits, dynamic_batch=dynamic, pinned=weights)

@@ -18,6 +18,7 @@ from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.checkpoints.opening import require_told, undecided
 from clipcheck.checkpoints.told import named
 from clipcheck.errors import RunError, UnfitError, UsageError
+from clipcheck.families.model_inputs import inputs_of
 from clipcheck.families.registry import dimensions_of, sizes_of, summary_of, verified
 from clipcheck.gates.budget import decidable, inputs_for, parse_budget
 from clipcheck.gates.fingerprints import Fingerprints, fingerprints_of
@@ -26,9 +27,9 @@ from clipcheck.gates.result import FEATURES, LOGITS
 from clipcheck.gates.tolerances import LIMITS
 from clipcheck.harness.checking import environment
 from clipcheck.harness.converting import require_convertible
-from clipcheck.harness.judging import inputs_of, lengths_not_drawn
-from clipcheck.harness.matrix import describe
+from clipcheck.harness.files import describe
 from clipcheck.harness.options import CheckOptions
+from clipcheck.harness.trial import lengths_not_drawn
 from clipcheck.inputs.batches import Batch, every_length
 from clipcheck.inputs.digest import digest
 from clipcheck.inputs.fixed import (

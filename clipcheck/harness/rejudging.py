@@ -15,8 +15,10 @@ from clipcheck.gates.measured import measured
 from clipcheck.gates.registry import NAMES, aside, gates_in
 from clipcheck.gates.result import FEATURES, LOGITS, OUTPUTS, expected_outputs
 from clipcheck.gates.tolerances import Budget
-from clipcheck.harness.judging import Run, Trial, judge
+from clipcheck.harness.judging import judge
 from clipcheck.harness.options import CheckOptions
+from clipcheck.harness.running import Run
+from clipcheck.harness.trial import Trial
 from clipcheck.results.judgement import Judgement, Result
 from clipcheck.results.kept import read_kept
 from clipcheck.results.outputs import Kept

@@ -15,14 +15,16 @@ from clipcheck.checkpoints.architecture import Dimensions
 from clipcheck.checkpoints.formats import require_found
 from clipcheck.checkpoints.opening import open_pair, weights_of
 from clipcheck.errors import ReplayError
+from clipcheck.families.model_inputs import inputs_of
 from clipcheck.families.registry import dimensions_of, sizes_of
 from clipcheck.gates.distance import Ruler
 from clipcheck.gates.result import Case
 from clipcheck.gates.tolerances import LIMITS
 from clipcheck.harness.declarations import Device
-from clipcheck.harness.judging import Stopwatch, Trial, inputs_of
+from clipcheck.harness.phases import Stopwatch
 from clipcheck.harness.search.probe import Probe, worst
 from clipcheck.harness.search.saved import Saved, read
+from clipcheck.harness.trial import Trial
 from clipcheck.inputs.batches import MOST_ROWS, Inputs, batches
 from clipcheck.inputs.examples import Example, Preprocessing, batch, describe_prompt
 from clipcheck.results.failing import Measure

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from clipcheck.backends.registry import ALL, backend_named
 from clipcheck.checkpoints.architecture import Architecture, specs
-from clipcheck.harness.matrix import OWN, SHARED
+from clipcheck.harness.phases import OWN, SHARED
 
 _GIGA = 1e9
 

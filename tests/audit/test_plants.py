@@ -21,7 +21,7 @@ from clipcheck.backends.source import Source
 from clipcheck.checkpoints.architecture import Architecture
 from clipcheck.families.base import DualEncoder
 from clipcheck.families.registry import family
-from clipcheck.harness.judging import lengths_for
+from clipcheck.harness.trial import lengths_for
 from clipcheck.system import torchscript_support
 from clipcheck.writers import archive
 from clipcheck.writers.archive import Alter

@@ -35,12 +35,12 @@ from clipcheck.checkpoints.checkpoint import PROGRAM_FORMATS, Checkpoint, Format
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.errors import ClipcheckError, RunError, UnavailableError
 from clipcheck.families import eager
+from clipcheck.families.model_inputs import inputs_of
 from clipcheck.gates.fidelity import fidelity, precision
 from clipcheck.gates.integrity import Evidence, integrity
 from clipcheck.gates.repeatability import Repeat, repeatability
 from clipcheck.gates.result import OUTPUTS, Case
 from clipcheck.gates.tolerances import LIMITS
-from clipcheck.harness.judging import inputs_of
 from clipcheck.inputs.batches import Batch, batches
 from clipcheck.inputs.counts import EDGE_CASES
 from clipcheck.inputs.counts import SIZES as OF_BATCHES

@@ -16,12 +16,13 @@ from clipcheck.backends.open_clip import OpenClip
 from clipcheck.backends.source import Source
 from clipcheck.backends.transformers import Transformers
 from clipcheck.checkpoints.checkpoint import Format
+from clipcheck.families.model_inputs import inputs_of
 from clipcheck.gates.localisation import Place
 from clipcheck.gates.modules import modules
 from clipcheck.gates.tolerances import LIMITS
-from clipcheck.harness.judging import Stopwatch, inputs_of
 from clipcheck.harness.localising import first_departures
 from clipcheck.harness.modules.walk import judge_program
+from clipcheck.harness.phases import Stopwatch
 from clipcheck.inputs.batches import for_modules
 from tests.backends.kept import CPU, minute, source
 from tests.samples import MINUTE_RESNET

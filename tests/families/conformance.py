@@ -12,8 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from clipcheck.backends.reference import Reference
 from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.families.base import DualEncoder
+from clipcheck.families.model_inputs import inputs_of
 from clipcheck.families.registry import over
-from clipcheck.harness.judging import inputs_of
 from clipcheck.inputs.batches import batches
 from clipcheck.writers.library import draw
 

@@ -17,9 +17,9 @@ from clipcheck.audit.small import small
 from clipcheck.checkpoints.directories import read
 from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.errors import ArchitectureError, ReplayError, VocabularyError
+from clipcheck.families.model_inputs import inputs_of
 from clipcheck.families.registry import sizes_of, summary_of
 from clipcheck.harness.checking import check_files
-from clipcheck.harness.judging import inputs_of
 from clipcheck.harness.options import CheckOptions
 from clipcheck.harness.replaying import replay
 from clipcheck.inputs.batches import batches, classic

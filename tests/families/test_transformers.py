@@ -22,8 +22,8 @@ from clipcheck.checkpoints.told import named
 from clipcheck.errors import ArchitectureError, UnknownModelError
 from clipcheck.families import registry, transformers, transformers_config
 from clipcheck.families.base import DualEncoder
+from clipcheck.families.model_inputs import inputs_of
 from clipcheck.harness.checking import check_files
-from clipcheck.harness.judging import inputs_of
 from clipcheck.harness.options import CheckOptions
 from clipcheck.inputs.batches import batches, length_of
 from clipcheck.inputs.counts import EDGE_CASES

@@ -22,11 +22,11 @@ from clipcheck.errors import RunError, UsageError
 from clipcheck.gates.localisation import Localisation
 from clipcheck.gates.result import GateResult
 from clipcheck.gates.tolerances import LIMITS
-from clipcheck.harness import matrix
+from clipcheck.harness import diagnosing, phases
 from clipcheck.harness.checking import check_files
 from clipcheck.harness.declarations import EXAMPLES
-from clipcheck.harness.matrix import OWN, SHARED
 from clipcheck.harness.options import CheckOptions
+from clipcheck.harness.phases import OWN, SHARED
 from clipcheck.inputs.counts import EDGE_CASES, SIZES
 from clipcheck.models import loader
 from clipcheck.report import notebook, text
@@ -450,7 +450,7 @@ def test_the_archive_runs_without_tf32(
     minute_archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A GPU's TF32 is no fault of the archive's."""
-    from clipcheck.harness.judging import Trial
+    from clipcheck.harness.trial import Trial
 
     seen: list[tuple[str, bool]] = []
     run = Trial.run
@@ -562,15 +562,15 @@ def _why_not(folder: Path, weights: dict[str, torch.Tensor], dtype: str) -> str:
 def test_one_checkpoint_that_needs_no_other_dtype_is_judged_in_float32(
     minute_archive: Path,
 ) -> None:
-    from clipcheck.harness.matrix import _default_dtypes, _Files
+    from clipcheck.harness.files import Files, default_dtypes
 
     half = open_checkpoint(minute_archive)
-    assert _default_dtypes(_Files(half, None, None), torch.device("cpu")) == ("float32",)
+    assert default_dtypes(Files(half, None, None), torch.device("cpu")) == ("float32",)
     gpu = torch.device("cuda:0")
-    assert _default_dtypes(_Files(half, None, None), gpu) == ("float32", "float16")
+    assert default_dtypes(Files(half, None, None), gpu) == ("float32", "float16")
     weights = {key: tensor.float() for key, tensor in half.tensors.items()}
-    single = _Files(replace(half, tensors=weights), None, None)
-    assert _default_dtypes(single, gpu) == ("float32",)
+    single = Files(replace(half, tensors=weights), None, None)
+    assert default_dtypes(single, gpu) == ("float32",)
 
 
 def test_a_weight_that_is_not_used_fails_integrity(written: Written) -> None:
@@ -674,7 +674,7 @@ def test_the_verdict_stays_if_the_place_cannot_be_searched(
     def fails(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(matrix, "first_departures", fails)
+    monkeypatch.setattr(diagnosing, "first_departures", fails)
     bad = written(fault_named("activation-clipped").plant)
     (failed,) = clipcheck.check(bad, examples=EDGE_CASES).judgements
     assert failed.gates
@@ -694,7 +694,7 @@ def test_the_place_is_looked_for_in_the_dtype_and_with_the_seed_of_the_check(
         asked.append((model.dtype, model.logit_scale, source.dtype, more["seed"]))
         return Localisation.nowhere()
 
-    monkeypatch.setattr(matrix, "first_departures", noted)
+    monkeypatch.setattr(diagnosing, "first_departures", noted)
     bad = written(fault_named("logit-scale-drifts").plant)
     (failed,) = clipcheck.check(
         bad, examples=EDGE_CASES, dtype="bfloat16", device="cpu", seed=5, isolation="none"
@@ -714,11 +714,11 @@ def test_memory_is_counted_in_bytes_on_every_system(
     resource = SimpleNamespace(RUSAGE_SELF=0, getrusage=lambda _: SimpleNamespace(ru_maxrss=3))
     monkeypatch.setitem(sys.modules, "resource", resource)
     monkeypatch.setattr(sys, "platform", platform)
-    assert matrix.peak_memory(None) == size
+    assert phases.peak_memory(None) == size
 
 
 def test_memory_is_unknown_if_the_system_does_not_report_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "resource", None)
-    assert matrix.peak_memory(None) is None
+    assert phases.peak_memory(None) is None

@@ -15,7 +15,10 @@ from clipcheck.gates.integrity import Evidence
 from clipcheck.gates.modules import Coverage, ModuleError
 from clipcheck.gates.result import LOGITS, OUTPUTS, GateResult
 from clipcheck.gates.tolerances import Allclose, Budget
-from clipcheck.harness.judging import Run, Stopwatch, Trial, judge
+from clipcheck.harness.judging import judge
+from clipcheck.harness.phases import Stopwatch
+from clipcheck.harness.running import Run, run_candidate
+from clipcheck.harness.trial import Trial
 from clipcheck.inputs.batches import Batch, Inputs, batches, every_length
 from clipcheck.inputs.counts import EDGE_CASES, SIZES
 from clipcheck.inputs.dealing import Effort
@@ -141,7 +144,7 @@ def test_the_first_batch_runs_three_times_the_others_once_rows_alone_and_the_fir
     trial: Trial, drawn: list[Batch]
 ) -> None:
     candidate = Tables()
-    run = trial.run(candidate)
+    run = run_candidate(trial, candidate)
     assert candidate.sizes == [FIRST, FIRST, FIRST, *OTHERS, (1, 1), (1, 1), FIRST]
     for call in (0, 1, 2, 9):
         assert candidate.calls[call][0].tobytes() == drawn[0].pixels.tobytes()
@@ -172,7 +175,7 @@ def test_beside_a_budget_whole_batches_are_run_again_and_the_population_once(
         population=drawn[3:],
     )
     candidate = Tables(lambda _, outputs: {key: 1.01 * x for key, x in outputs.items()})
-    run = lossy.run(candidate)
+    run = run_candidate(lossy, candidate)
     assert candidate.sizes == [FIRST, FIRST, FIRST, *OTHERS, FIRST, *list(SIZES)[3:]]
     gates = judged(lossy, run)
     assert gates["budget"].passed
@@ -184,7 +187,7 @@ def test_beside_a_budget_whole_batches_are_run_again_and_the_population_once(
 def test_cases_have_what_each_side_gave_and_what_the_rows_are(
     trial: Trial, drawn: list[Batch]
 ) -> None:
-    run = trial.run(Tables())
+    run = run_candidate(trial, Tables())
     assert len(run.cases) == len(drawn)
     for case, batch in zip(run.cases, drawn, strict=True):
         right = exact(batch.pixels, batch.tokens)
@@ -197,7 +200,9 @@ def test_cases_have_what_each_side_gave_and_what_the_rows_are(
 
 
 def test_the_outputs_of_a_case_are_those_of_the_first_call(trial: Trial) -> None:
-    run = trial.run(Tables(lambda call, outputs: {k: x + call for k, x in outputs.items()}))
+    run = run_candidate(
+        trial, Tables(lambda call, outputs: {k: x + call for k, x in outputs.items()})
+    )
     right = trial.reference[0]["text_features"]
     assert (run.cases[0].candidate["text_features"] == right + 1).all()
     for repeat, call in zip(run.repeats, (2, 3, 8, 9, 10), strict=True):
@@ -210,7 +215,7 @@ def test_the_outputs_of_a_case_are_those_of_the_first_call(trial: Trial) -> None
 def test_fewer_batches_are_run_and_judged_as_well(examples: int) -> None:
     few = Trial.of(TwinTables(), list(batches(examples, SMALL, 0)), "float32", Stopwatch())  # type: ignore[arg-type]
     candidate = Tables()
-    run = few.run(candidate)
+    run = run_candidate(few, candidate)
     assert len(run.cases) == len(few.batches)
     assert candidate.sizes[:3] == [(min(examples, 2), 1)] * 3
     assert candidate.sizes[-3:] == [(1, 1), (1, 1), (min(examples, 2), 1)]
@@ -221,7 +226,7 @@ def test_the_reference_runs_once_however_many_candidates_there_are(drawn: list[B
     reference, watch = TwinTables(scale=14.0), Stopwatch()
     found = Trial.of(reference, drawn, "float16", watch)  # type: ignore[arg-type]
     for _ in range(3):
-        found.run(Tables())
+        run_candidate(found, Tables())
     assert reference.ran == [("own", 5), ("exact", 5)]
     assert (found.scale, found.dtype) == (14.0, "float16")
     assert list(watch.seconds) == ["eager", "float64"]
@@ -279,7 +284,7 @@ def dealt(drawn: list[Batch]) -> Trial:
 
 def test_rows_are_regrouped_into_the_requested_batch_sizes(dealt: Trial) -> None:
     candidate = Dealt()
-    run = dealt.run(candidate)
+    run = run_candidate(dealt, candidate)
     assert sorted(candidate.sizes_of["encode_image"]) == [1, 1, 3, 20]
     assert sorted(candidate.sizes_of["encode_text"]) == [1, 1, 1, 4, 9]
     assert sorted(candidate.sizes) == [(1, 1), (2, 2)]
@@ -300,14 +305,14 @@ def test_rows_are_regrouped_into_the_requested_batch_sizes(dealt: Trial) -> None
 def test_a_batch_size_with_wrong_outputs_is_named(
     dealt: Trial, method: str, size: int, gate: str, words: str
 ) -> None:
-    run = dealt.run(Dealt(lambda called, _, rows: (called, rows) == (method, size)))
+    run = run_candidate(dealt, Dealt(lambda called, _, rows: (called, rows) == (method, size)))
     gates = judged(dealt, run)
     assert gate in failing(gates)
     assert words in gates[gate].message
 
 
 def test_a_late_call_with_wrong_outputs_is_found(dealt: Trial) -> None:
-    run = dealt.run(Dealt(lambda method, call, _: (method, call) == ("encode_image", 4)))
+    run = run_candidate(dealt, Dealt(lambda method, call, _: (method, call) == ("encode_image", 4)))
     assert failing(judged(dealt, run)) == ["repeatability"]
 
 
@@ -321,7 +326,7 @@ class HidesNaN(Dealt):
 def test_a_candidate_that_has_numbers_where_the_eager_model_gives_nan_is_named(
     dealt: Trial,
 ) -> None:
-    gates = judged(dealt, dealt.run(HidesNaN()))
+    gates = judged(dealt, run_candidate(dealt, HidesNaN()))
     assert failing(gates) == ["integrity"]
     assert gates["integrity"].message == (
         "jit: image_features of an image with a NaN in it has numbers, where the eager model "
@@ -344,7 +349,7 @@ def test_a_prompt_length_with_wrong_outputs_is_named(dealt: Trial) -> None:
             wrong = tokens.argmax(axis=1) == 4
             return super().encode_text(tokens) * np.where(wrong, 1.01, 1)[:, None]
 
-    gates = judged(dealt, dealt.run(Wrong()))
+    gates = judged(dealt, run_candidate(dealt, Wrong()))
     assert "text features of a prompt of 5 tokens" in gates["fidelity"].message
 
 
@@ -358,9 +363,9 @@ def test_runs_that_no_chosen_gate_needs_are_skipped(drawn: list[Batch], dealt: T
             reference, drawn, "float32", Stopwatch(), lengths=LENGTHS, effort=SOME, gates=gates
         )
         candidate = Dealt()
-        return candidate, judged(trial, trial.run(candidate))
+        return candidate, judged(trial, run_candidate(trial, candidate))
 
-    whole = judged(dealt, dealt.run(Dealt()))
+    whole = judged(dealt, run_candidate(dealt, Dealt()))
     candidate, found = ran("fidelity", "top1")
     # As measured by all gates: prompts of every length are still run, and nothing else again.
     assert found == {name: whole[name] for name in ("fidelity", "top1")}
@@ -376,7 +381,7 @@ def test_runs_that_no_chosen_gate_needs_are_skipped(drawn: list[Batch], dealt: T
 
 
 def test_in_float32_there_are_six_gates_in_this_order(trial: Trial) -> None:
-    gates = judged(trial, trial.run(Tables()))
+    gates = judged(trial, run_candidate(trial, Tables()))
     assert list(gates) == ["integrity", "allclose", "fidelity", "modules", "top1", "repeatability"]
     assert failing(gates) == []
 
@@ -386,7 +391,7 @@ def test_in_half_the_gate_precision_replaces_fidelity_and_modules(
     drawn: list[Batch], dtype: str
 ) -> None:
     half = Trial.of(TwinTables(), drawn, dtype, Stopwatch())  # type: ignore[arg-type]
-    gates = judged(half, half.run(Tables()), coverage=None)
+    gates = judged(half, run_candidate(half, Tables()), coverage=None)
     assert list(gates) == ["integrity", "allclose", "precision", "top1", "repeatability"]
     assert failing(gates) == []
 
@@ -398,7 +403,7 @@ def test_limits_are_those_of_the_dtype(drawn: list[Batch]) -> None:
     for dtype, passes in (("float32", False), ("float16", True)):
         found = Trial.of(TwinTables(), drawn, dtype, Stopwatch())  # type: ignore[arg-type]
         coverage = COVERAGE if dtype == "float32" else None
-        near = judged(found, found.run(Tables(shifted)), coverage)
+        near = judged(found, run_candidate(found, Tables(shifted)), coverage)
         assert near["fidelity" if dtype == "float32" else "precision"].passed is passes
 
 
@@ -417,7 +422,7 @@ def test_the_scale_reaches_the_gates(trial: Trial) -> None:
             scale=scale,
             dtype="float32",
         )
-        gates = judged(lucky, lucky.run(Tables(shifted)))
+        gates = judged(lucky, run_candidate(lucky, Tables(shifted)))
         assert gates["fidelity"].passed is passes
 
 
@@ -438,7 +443,7 @@ def test_a_call_that_gives_something_else_the_next_time_is_unstable(
     def change(call: int, outputs: Named) -> Named:
         return {**outputs, name: outputs[name] * (1.01 if call in calls else 1)}
 
-    gates = judged(trial, trial.run(Tables(change)))
+    gates = judged(trial, run_candidate(trial, Tables(change)))
     assert failing(gates) == ["repeatability"]
     assert f" {where} moved by " in gates["repeatability"].message
     assert gates["repeatability"].message.startswith(f"{name} of ")
@@ -448,7 +453,7 @@ def test_a_candidate_that_is_off_fails_where_it_is_off(trial: Trial) -> None:
     def change(_: int, outputs: Named) -> Named:
         return {**outputs, "image_features": outputs["image_features"] * 1.001}
 
-    gates = judged(trial, trial.run(Tables(change)))
+    gates = judged(trial, run_candidate(trial, Tables(change)))
     assert failing(gates) == ["fidelity"]
     off = Coverage(
         errors=[
@@ -456,7 +461,7 @@ def test_a_candidate_that_is_off_fails_where_it_is_off(trial: Trial) -> None:
         ],
         skipped={},
     )
-    assert failing(judged(trial, trial.run(Tables()), off)) == ["modules"]
+    assert failing(judged(trial, run_candidate(trial, Tables()), off)) == ["modules"]
 
 
 # --------------------------------------------------------------------------- failures
@@ -472,7 +477,7 @@ def failing_on(*calls: int) -> Change:
 
 
 def test_a_batch_that_fails_leaves_a_reason_and_no_outputs(trial: Trial) -> None:
-    run = trial.run(Tables(failing_on(5)))
+    run = run_candidate(trial, Tables(failing_on(5)))
     reason = "jit: forward failed (sizes), in a batch of 5 images and 4 prompts"
     assert run.failures == [reason]
     assert [bool(case.candidate) for case in run.cases] == [True, True, False, True, True]
@@ -483,7 +488,7 @@ def test_a_batch_that_fails_leaves_a_reason_and_no_outputs(trial: Trial) -> None
 
 
 def test_a_repeat_that_fails_leaves_a_reason_and_fails_repeatability(trial: Trial) -> None:
-    run = trial.run(Tables(failing_on(3)))
+    run = run_candidate(trial, Tables(failing_on(3)))
     reason = "jit: forward failed (sizes), in a batch of 2 images and 1 prompt"
     assert run.failures == [reason]
     assert all(case.candidate for case in run.cases)
@@ -494,7 +499,7 @@ def test_a_repeat_that_fails_leaves_a_reason_and_fails_repeatability(trial: Tria
 
 def test_a_candidate_that_never_runs_is_called_as_often_and_passes_nothing(trial: Trial) -> None:
     candidate = Tables(failing_on(*range(1, 99)))
-    run = trial.run(candidate)
+    run = run_candidate(trial, candidate)
     assert len(candidate.calls) == len(run.failures) == 10
     gates = judged(trial, run, Coverage(errors=[], skipped={}))
     assert failing(gates) == list(gates)
@@ -505,4 +510,4 @@ def test_another_error_than_that_it_cannot_run_is_not_swallowed(trial: Trial) ->
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        trial.run(Tables(change))
+        run_candidate(trial, Tables(change))

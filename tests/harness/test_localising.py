@@ -15,11 +15,12 @@ from clipcheck.backends.loading import opened_sides
 from clipcheck.checkpoints.architecture import Architecture, ViT
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.errors import CheckpointError
+from clipcheck.families.model_inputs import inputs_of
 from clipcheck.gates.localisation import Localisation
 from clipcheck.harness import localising
-from clipcheck.harness.judging import Stopwatch, inputs_of
 from clipcheck.harness.localising import Suspect, first_departures, localize
 from clipcheck.harness.modules import walk as walking
+from clipcheck.harness.phases import Stopwatch
 from clipcheck.inputs.batches import for_modules
 from clipcheck.writers.archive import write_archive
 from clipcheck.writers.synthesize import synthesize

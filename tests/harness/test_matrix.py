@@ -25,7 +25,7 @@ from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.errors import RunError
 from clipcheck.harness import checking, matrix
-from clipcheck.harness.matrix import SHARED
+from clipcheck.harness.phases import SHARED
 from clipcheck.harness.preprocessing import comparing
 from clipcheck.results.judgement import Judgement, LeftOut, Result
 from clipcheck.writers.archive import write_archive

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from clipcheck.gates.result import LOGITS
-from clipcheck.harness.judging import Stopwatch, Trial
 from clipcheck.harness.mismatch import find_mismatch
+from clipcheck.harness.phases import Stopwatch
+from clipcheck.harness.running import run_candidate
+from clipcheck.harness.trial import Trial
 from clipcheck.inputs.batches import batches
 from clipcheck.inputs.counts import EDGE_CASES
 from clipcheck.inputs.preprocess import picture_of
@@ -22,7 +24,7 @@ def trial() -> Trial:
 
 @pytest.mark.parametrize("name", LOGITS)
 def test_the_images_of_the_row_are_shown(trial: Trial, name: str) -> None:
-    cases = list(trial.run(Tables()).cases)
+    cases = list(run_candidate(trial, Tables()).cases)
     assert find_mismatch(trial, cases) is None
     number = 2
     case, pixels = cases[number], trial.batches[number].pixels

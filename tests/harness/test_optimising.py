@@ -14,9 +14,9 @@ import pytest
 import clipcheck
 from clipcheck.gates.optimised import Optimised
 from clipcheck.gates.result import GateResult
-from clipcheck.harness.judging import Stopwatch
 from clipcheck.harness.localising import localize
 from clipcheck.harness.optimising import on_all
+from clipcheck.harness.phases import Stopwatch
 from clipcheck.report import localisation, text
 from clipcheck.results.document import read, render
 from clipcheck.results.judgement import Judgement

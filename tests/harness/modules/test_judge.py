@@ -20,9 +20,9 @@ from torch.nn import functional
 from clipcheck.backends.archives import Inside
 from clipcheck.checkpoints.architecture import Architecture, ViT
 from clipcheck.checkpoints.formats import open_checkpoint
+from clipcheck.families.model_inputs import inputs_of
 from clipcheck.gates.modules import Coverage, ModuleError, modules
 from clipcheck.gates.tolerances import LIMITS
-from clipcheck.harness.judging import inputs_of
 from clipcheck.harness.modules import twins
 from clipcheck.harness.modules.judge import Judge, judge_modules, nearest
 from clipcheck.inputs.batches import for_modules

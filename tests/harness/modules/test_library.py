@@ -6,7 +6,7 @@ import torch
 
 from clipcheck.audit.small import small
 from clipcheck.backends.reference import Reference
-from clipcheck.harness.judging import inputs_of
+from clipcheck.families.model_inputs import inputs_of
 from clipcheck.harness.modules.library import LibraryTwins
 from clipcheck.inputs.batches import for_modules
 from tests.families.conformance import built

@@ -15,9 +15,9 @@ from clipcheck.audit.faults import fault_named
 from clipcheck.backends.archives import Inside
 from clipcheck.checkpoints.checkpoint import Checkpoint
 from clipcheck.checkpoints.formats import open_checkpoint
+from clipcheck.families.model_inputs import inputs_of
 from clipcheck.gates.modules import Coverage, ModuleError, modules, ratio
 from clipcheck.gates.tolerances import LIMITS
-from clipcheck.harness.judging import inputs_of
 from clipcheck.harness.modules.judge import judge_modules
 from clipcheck.harness.modules.ranges import SCORE, _scores
 from clipcheck.inputs.batches import for_modules

@@ -22,9 +22,9 @@ from clipcheck.backends.archives import Inside
 from clipcheck.checkpoints.architecture import Architecture, ViT
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.families.connections import LAST, End
+from clipcheck.families.model_inputs import inputs_of
 from clipcheck.gates.localisation import Localisation, tower_of
 from clipcheck.gates.tolerances import LIMITS
-from clipcheck.harness.judging import inputs_of
 from clipcheck.harness.modules import walk as walking
 from clipcheck.harness.modules.twins import Twins
 from clipcheck.harness.modules.walk import walk

@@ -15,15 +15,18 @@ from clipcheck.backends.reference import Reference
 from clipcheck.checkpoints.architecture import Architecture, ViT
 from clipcheck.errors import RunError
 from clipcheck.families import eager
+from clipcheck.families.model_inputs import inputs_of
 from clipcheck.gates.distance import Ruler
 from clipcheck.gates.result import Case
 from clipcheck.gates.tolerances import LIMITS, Allclose
-from clipcheck.harness.judging import Stopwatch, Trial, inputs_of
+from clipcheck.harness.phases import Stopwatch
+from clipcheck.harness.running import run_candidate
 from clipcheck.harness.search import smallest as module
 from clipcheck.harness.search.inputs import Drawn, Wanted, draw
 from clipcheck.harness.search.probe import Probe, worst
 from clipcheck.harness.search.smallest import smallest
 from clipcheck.harness.search.source import Source
+from clipcheck.harness.trial import Trial
 from clipcheck.inputs.batches import MOST_ROWS
 from clipcheck.inputs.counts import EDGE_CASES
 from clipcheck.results.failing import Failing, Measure
@@ -115,7 +118,7 @@ def look(model: eager.CLIP) -> Callable[..., Found]:
         drawn = draw(Wanted(examples, False, 0, "x.pt"), inputs_of(SMALL))
         reference = Reference(model, SMALL, CPU)
         trial = Trial.of(reference, drawn.batches, "float32", Stopwatch())
-        cases = trial.run(candidate).cases
+        cases = run_candidate(trial, candidate).cases
         candidate.rows.clear()
         ruler = Ruler(cases, LIMITS["float32"], trial.scale)
         probe = Probe(candidate, reference.standing(), ruler, limits or Allclose())

@@ -23,7 +23,7 @@ from clipcheck.backends.artefacts import Artefacts
 from clipcheck.backends.source import Source
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.families import eager
-from clipcheck.harness.judging import inputs_of
+from clipcheck.families.model_inputs import inputs_of
 from clipcheck.inputs.batches import Inputs
 
 if TYPE_CHECKING:
