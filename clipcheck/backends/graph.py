@@ -14,6 +14,9 @@ from functools import cached_property
 SHAPES = frozenset({"Shape", "Size", "sym_size"})
 """Operations that take only the shape of a tensor, not its values."""
 
+_CASTS = frozenset({"Cast", "CastLike"})
+"""Operations that change only the dtype of a tensor."""
+
 
 @dataclass(frozen=True)
 class Node:
@@ -172,12 +175,14 @@ def find_calls(graph: Graph, modules: Modules, pixels: Collection[str]) -> Calls
     """Find the calls of modules in a graph.
 
     An operation without a path lost it to a rewrite of the exporter, such as several slices in one
-    split: it is in the module whose tensors it takes and returns. A module with weights is left out
-    where no operation takes one of them by its name; one that is known by its weights alone, where
-    the operation of one of them is missing; and one from which tensors leave and enter it again
-    through other modules. Two modules are one call where the second one's only operation
-    takes the weights of the first: an exporter folded a BatchNorm into its convolution. Modules
-    merged in other ways are left out.
+    split. It is in the module whose tensors it takes and returns; a cast is in the module whose
+    tensor it takes.
+
+    A module with weights is left out where no operation takes one of them by its name; one that is
+    known by its weights alone, where the operation of one of them is missing; and one from which
+    tensors leave and enter it again through other modules. Two modules are one call where the
+    second one's only operation takes the weights of the first: an exporter folded a BatchNorm into
+    its convolution. Modules merged in other ways are left out.
 
     Args:
         pixels: names of the inputs of the image tower; all others are of the text tower.
@@ -206,6 +211,7 @@ class _Search:
     _taken: set[str] = field(default_factory=set)
     merged: set[str] = field(default_factory=set)
     apart: set[str] = field(default_factory=set)
+    _chains: dict[int, list[str]] = field(default_factory=dict)
     _nameless: set[int] = field(default_factory=set)
     _pairs: dict[tuple[str, str], list[int]] = field(default_factory=dict)
 
@@ -244,10 +250,13 @@ class _Search:
         owners = {owner for key in keys if (owner := self.modules.around(key))}
         self._taken |= keys
         if not chain and not owners:
+            if node.op in _CASTS:
+                chain = self._chains.get(self._made.get(node.inputs[0], -1), [])
             self._nameless.add(number)
         if not chain and len(owners) == 1:
             chain = self.modules.chain(next(iter(owners)))
             self._by_weights.update(chain)
+        self._chains[number] = chain
         for name in chain:
             self._nodes.setdefault(name, []).append(number)
         self._named |= owners

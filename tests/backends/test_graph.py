@@ -136,6 +136,18 @@ def test_a_module_without_known_weights_is_left_out() -> None:
     assert find_calls(of(unnamed), MODULES, ["pixels"]).hidden["visual.conv1"] == NAMELESS
 
 
+def test_a_cast_without_a_path_is_in_the_module_before_it() -> None:
+    """As the rounding at the end of a layer in half precision."""
+    first = node("m.visual.conv1", ["pixels", "m.visual.conv1.weight"], "x")
+    casts = node("", ["x"], "x1", "Cast"), node("", ["x1", "pixels"], "x2", "CastLike")
+    last = node("m.visual.block", ["x2"], "y")
+    found, _ = find_calls(of(first, *casts, last), MODULES, ["pixels"]).calls
+    assert (found.module, found.outputs) == ("visual.conv1", ("x2",))
+    plain = [replace(each, op="Op") for each in casts]
+    found, _ = find_calls(of(first, *plain, last), MODULES, ["pixels"]).calls
+    assert found.outputs == ("x",)
+
+
 def test_a_tensor_follows_from_others_if_inputs_reach_it_by_no_other_way() -> None:
     features = (node("", ["pixels"], "image"), node("", ["tokens"], "text"))
     size = node("", ["pixels"], "size", "Shape")

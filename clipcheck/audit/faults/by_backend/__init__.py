@@ -75,7 +75,10 @@ def _of_archive(variant: Variant) -> Variant:
         name=variant.name,
         family=variant.family,
         reason=variant.reason,
-        plants=_all(of_archive(variant.plant), *_PROGRAMS),
+        plants=_all(
+            of_archive(variant.plant),
+            *(name for name in _PROGRAMS if (name, variant.name) not in _UNTRANSLATED),
+        ),
         kinds=variant.kinds,
         dtype="float32",
         places=_in_program(variant),
@@ -102,6 +105,10 @@ def _to(kind: type[nn.Module], of: type[nn.Module]) -> PlantSource:
 
 
 _ATTENTIONS = (Where(within(blocks, "attn")),)
+_UNTRANSLATED = (("onnxruntime", "fused-attention"), ("onnxruntime", "fused-causal-attention"))
+"""Variants that a program cannot have: torch's exporter to ONNX translates the fused attention for
+four dimensions only, and that of archives has three."""
+
 _CALLED_TWICE = ("text-block-twice",)
 """Faults that call a module twice. In a program both calls are one: the module itself departs, not
 what it is given."""
