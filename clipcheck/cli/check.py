@@ -69,12 +69,12 @@ def check(
     quiet: options.Brief = False,
 ) -> None:
     """Compare checkpoints with their eager model and float64."""
-    given = options.given(ctx, locals())
+    given, asked = options.given(ctx, locals()), report
     from clipcheck.cli import terminal
     from clipcheck.harness.checking import check_files
     from clipcheck.report import evidence, text
     from clipcheck.report import junit as junit_report
-    from clipcheck.results.kept import write_kept
+    from clipcheck.results.kept import require_kept, write_kept
 
     configuration = read_configuration(Path.cwd())
     how = options_of(configuration, given)
@@ -83,6 +83,12 @@ def check(
     with collecting_output_errors(output_errors):
         if report is not None:
             evidence.require_folder(report)
+    report = None if output_errors else report
+    keeping = None
+    with collecting_output_errors(output_errors):
+        if how.keep_outputs is not None:
+            require_kept(Path(how.keep_outputs))
+            keeping = Path(how.keep_outputs)
 
     with terminal.progress(quiet) as progress:
         if jobs > 1:
@@ -92,13 +98,11 @@ def check(
         else:
             result = check_files(checkpoints, how, progress)
     result = replace(result, configuration=without_overruled(configuration, given))
-    again = ("clipcheck", *sys.argv[1:], "--report", text.KEPT) if report is None else ()
-    result = write_outputs(
-        result, None if output_errors else report, again, json, quiet, output_errors
-    )
-    if how.keep_outputs is not None:
+    again = ("clipcheck", *sys.argv[1:], "--report", text.KEPT) if asked is None else ()
+    result = write_outputs(result, report, again, json, quiet, output_errors)
+    if keeping is not None:
         with collecting_output_errors(output_errors):
-            write_kept(result, Path(how.keep_outputs))
+            write_kept(result, keeping)
     if junit is not None:
         with collecting_output_errors(output_errors):
             write(junit, junit_report.render(result))

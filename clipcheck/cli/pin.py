@@ -44,8 +44,10 @@ def pin(
     from clipcheck.gates.result import OUTPUTS
     from clipcheck.harness.pinning import make_pin
     from clipcheck.results.pin import write_pin
+    from clipcheck.writers.output import require_file
 
     path = Path(output)
+    require_file(path)
     with terminal.progress(quiet) as progress:
         made = make_pin(
             checkpoint,

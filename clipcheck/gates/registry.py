@@ -286,6 +286,21 @@ def gates_in(
     )
 
 
+def nothing_judged(applying: Sequence[str], *, budget: bool) -> UsageError:
+    """Return the error of a run in which no selected gate can fail.
+
+    Args:
+        applying: names of the gates that apply to the run.
+        budget: whether it was said what may be lost.
+    """
+    able = [name for name in applying if gate_named(name).beside_budget or not budget]
+    beside = " with a budget" if budget else ""
+    return UsageError(
+        f"none of the selected gates can fail in this run{beside}, so nothing is judged",
+        remedy=f"Select one of these: {', '.join(able)}.",
+    )
+
+
 def aside(found: GateResult) -> GateResult:
     """Return a result as it counts with a budget: if its gate cannot fail there, as measured."""
     gate = find_gate(found.name)

@@ -22,7 +22,7 @@ from clipcheck.harness.named_files import Names, files_named
 from clipcheck.harness.options import CheckOptions
 from clipcheck.harness.pinned import PinnedJudge
 from clipcheck.results.judgement import Judgement, LeftOut, Result
-from clipcheck.results.kept import write_kept
+from clipcheck.results.kept import require_kept, write_kept
 from clipcheck.results.pin import read_pin
 from clipcheck.system.progress import Progress, Span, silent
 
@@ -110,8 +110,11 @@ def _with_keywords(
         Raises:
             UsageError: the arguments are invalid.
             UnknownModelError: there is no such architecture.
+            OutputError: the outputs cannot be kept.
         """
         how = options(*args, **keywords)
+        if how.keep_outputs is not None:
+            require_kept(Path(how.keep_outputs))
         result = check_files(checkpoints, how)
         if how.keep_outputs is not None:
             write_kept(result, Path(how.keep_outputs))

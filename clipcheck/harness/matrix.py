@@ -29,7 +29,7 @@ from clipcheck.families.registry import dimensions_of, verified
 from clipcheck.gates.agreement import agreement_with_float64
 from clipcheck.gates.distance import Ruler
 from clipcheck.gates.measured import measured
-from clipcheck.gates.registry import gate_named, gates_in
+from clipcheck.gates.registry import gates_in, nothing_judged
 from clipcheck.gates.result import LOGITS, OUTPUTS
 from clipcheck.gates.tolerances import LIMITS
 from clipcheck.gates.weights import weights as weights_gate
@@ -266,10 +266,7 @@ class Judge:
             gates = (*shared.files.gates, *verdict.gates)
             ignored = _ignored(self.options, shared, candidate)
             if not any(gate.judged for gate in gates):
-                raise UsageError(
-                    "none of the selected gates can fail in this run, so nothing is judged",
-                    remedy=f"Select one of these: {', '.join(_judging(self.options, ignored))}.",
-                )
+                raise nothing_judged(ignored, budget=self.options.budget is not None)
             draft.add(
                 gates=gates,
                 ignored=ignored,
@@ -366,12 +363,6 @@ def _ignored(options: CheckOptions, shared: Shared, candidate: Backend) -> tuple
         budget=options.budget is not None,
     )
     return tuple(name for name in judging if name not in options.gates)
-
-
-def _judging(options: CheckOptions, names: Sequence[str]) -> list[str]:
-    """Return those of the gates that can fail with these options."""
-    lossy = options.budget is not None
-    return [name for name in names if gate_named(name).beside_budget or not lossy]
 
 
 def _isolation(

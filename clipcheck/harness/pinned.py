@@ -46,7 +46,7 @@ from clipcheck.gates.budget import decidable, inputs_for
 from clipcheck.gates.distance import Ruler
 from clipcheck.gates.fingerprints import Compared, compare
 from clipcheck.gates.measured import measured
-from clipcheck.gates.registry import gates_in
+from clipcheck.gates.registry import gates_in, nothing_judged
 from clipcheck.gates.result import LOGITS, OUTPUTS
 from clipcheck.gates.tolerances import LIMITS, Budget
 from clipcheck.gates.weights import Stored
@@ -232,10 +232,7 @@ class PinnedJudge:
             budget=options.budget is not None,
         )
         if not any(gate.judged for gate in verdict.gates):
-            raise UsageError(
-                "none of the selected gates can fail in this run, so nothing is judged",
-                remedy=f"Select one of these: {', '.join(applying)}.",
-            )
+            raise nothing_judged(applying, budget=options.budget is not None)
         told: tuple[str, ...] = ()
         if not all(gate.passed for gate in verdict.gates):
             told = told_colours(candidate, trial, cases)

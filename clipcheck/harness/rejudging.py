@@ -12,7 +12,7 @@ from clipcheck.errors import UsageError
 from clipcheck.gates.budget import RANKINGS, inputs_for
 from clipcheck.gates.distance import Ruler
 from clipcheck.gates.measured import measured
-from clipcheck.gates.registry import NAMES, aside, gates_in
+from clipcheck.gates.registry import NAMES, aside, gates_in, nothing_judged
 from clipcheck.gates.result import FEATURES, LOGITS, OUTPUTS, expected_outputs
 from clipcheck.gates.tolerances import Budget
 from clipcheck.harness.judging import judge
@@ -118,10 +118,7 @@ def _judged(judgement: Judgement, kept: Kept, options: CheckOptions) -> Judgemen
         budget=lossy is not None,
     )
     if not any(gate.judged for gate in gates):
-        raise UsageError(
-            "none of the selected gates can fail with these outputs, so nothing is judged",
-            remedy=f"Select one of these: {', '.join(applying)}.",
-        )
+        raise nothing_judged(applying, budget=lossy is not None)
     others_asked = {k: v for k, v in judgement.options.items() if k not in _OF_JUDGING}
     again = replace(
         judgement,

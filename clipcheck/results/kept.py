@@ -24,7 +24,7 @@ from clipcheck.results.document import convert_to
 from clipcheck.results.judgement import Judgement, Result
 from clipcheck.results.outputs import Kept
 from clipcheck.results.sealed import Array, bytes_of, decode, encode
-from clipcheck.writers.output import creating
+from clipcheck.writers.output import creating, require_folder
 
 SCHEMA = 1
 
@@ -75,6 +75,15 @@ class _Header:
     own: Mapping[str, Addition] | None
 
 
+def require_kept(folder: Path) -> None:
+    """Raise if `write_kept` could not write this folder, before a check starts.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    require_folder(folder, is_kept)
+
+
 def write_kept(result: Result, folder: Path) -> None:
     """Write what the judgements of a result compared into a folder.
 
@@ -86,8 +95,14 @@ def write_kept(result: Result, folder: Path) -> None:
     """
     kept = {n: each.kept for n, each in enumerate(result.judgements) if each.kept is not None}
     if not kept:
+        errors = (
+            each.error.removesuffix(each.remedy or "").rstrip(". ")
+            for each in result.judgements
+            if each.error is not None
+        )
         raise OutputError(
-            "nothing was compared, so there are no outputs to keep",
+            "nothing was compared, so there are no outputs to keep: "
+            + next(errors, "no backend fits"),
             remedy="Remove the errors of the check.",
             path=folder,
         )

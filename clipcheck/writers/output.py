@@ -82,6 +82,34 @@ def creating(
         raise _failed(folder, error) from error
 
 
+def require_file(path: Path) -> None:
+    """Raise if `replacing` could not write this file, before long work for it.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    try:
+        with _folder_in(_target(path).parent):
+            pass
+    except OSError as error:
+        raise _failed(path, error) from error
+
+
+def require_folder(folder: Path, ours: Callable[[Path], bool]) -> None:
+    """Raise if `creating` could not write this folder, before long work for it.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    try:
+        target = Path(os.path.realpath(folder))
+        _require_vacant(target, ours)
+        with _folder_in(target.parent):
+            pass
+    except OSError as error:
+        raise _failed(folder, error) from error
+
+
 def removing(folder: Path) -> None:
     """Remove a folder with its contents in one step.
 

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from clipcheck.checkpoints.checkpoint import Format
-from clipcheck.errors import ResultsError, UsageError
+from clipcheck.errors import OutputError, ResultsError, UsageError
 from clipcheck.harness.rejudging import rejudge
 from clipcheck.results.kept import read_kept
 from clipcheck.testing import check
@@ -105,5 +105,23 @@ def test_nothing_is_kept_of_a_check_that_compared_nothing(
     kept = tmp_path / "kept"
     done = run("check", tmp_path / "gone.pt", "--keep-outputs", kept)
     assert done.code == 2
-    assert "nothing was compared, so there are no outputs to keep" in done.err
+    expected = "there are no outputs to keep: " + str(tmp_path / "gone.pt") + ": no such file"
+    assert expected in done.err
     assert not kept.exists()
+
+
+def test_outputs_that_cannot_be_kept_are_refused_before_a_check(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").touch()
+    with pytest.raises(OutputError, match="it is not empty, and was not changed"):
+        check(tmp_path / "gone.pt", keep_outputs=tmp_path)
+    done = run("check", tmp_path / "gone.pt", "--keep-outputs", tmp_path)
+    assert (done.code, done.err.count("it is not empty")) == (2, 1)
+    assert "NOT JUDGED" in done.out
+    done = run("pin", tmp_path / "gone.pt", "--output", tmp_path)
+    assert (done.code, "cannot be written (Is a directory)" in done.err) == (2, True)
+
+
+def test_only_gates_that_can_fail_beside_a_budget_are_offered(checked: SimpleNamespace) -> None:
+    with pytest.raises(UsageError, match="with a budget, so nothing is judged") as caught:
+        rejudge(checked.kept, select=["fidelity"])
+    assert "fidelity" not in caught.value.remedy
