@@ -111,6 +111,7 @@ def test_a_variant_does_not_apply_to_a_model_without_its_modules() -> None:
     assert mask.applies_to(small.small("metaclip2"), "trace")
     assert padding.applies_to(roberta, "onnxruntime")
     assert not padding.applies_to(roberta, "openvino")
+    assert not named("image-layer-in-bfloat16").applies_to(clipa, "onnxruntime")
 
 
 def test_modules_that_do_not_run_are_not_selected() -> None:

@@ -7,6 +7,7 @@ exported like the library's own.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -36,9 +37,19 @@ from clipcheck.families.base import DualEncoder
 
 _BACKENDS = ("trace", "export", "onnxruntime")
 
+_WITH_BFLOAT16 = ("trace", "export")
+"""Those that multiply in bfloat16: ONNX Runtime has no such product on a CPU."""
+
 
 def _variant(
-    name: str, family: str, reason: str, select: Select, alter: Alter, method: str = ""
+    name: str,
+    family: str,
+    reason: str,
+    select: Select,
+    alter: Alter,
+    method: str = "",
+    *,
+    backends: Sequence[str] = _BACKENDS,
 ) -> Variant:
     def plant(model: DualEncoder) -> None:
         for each in select(model):
@@ -48,7 +59,7 @@ def _variant(
         name=name,
         family=family,
         reason=reason,
-        plants=dict.fromkeys(_BACKENDS, in_model(plant)),
+        plants=dict.fromkeys(backends, in_model(plant)),
         places=None if family == CLEAN_FAMILY else (Where(method or select),),
         kinds=(LibraryArchitecture,),
         finds=lambda model: bool(select(model)),
@@ -306,6 +317,7 @@ TYPE_FAULTS: tuple[Variant, ...] = (
         "pytorch#174467: a compiler multiplies in lower precision than requested",
         middle(_IMAGE_LAYERS),
         altering.in_bfloat16,
+        backends=_WITH_BFLOAT16,
     ),
     _variant(
         "scale-stale",
