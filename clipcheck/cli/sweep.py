@@ -51,6 +51,7 @@ def sweep(
         Path,
         typer.Option(metavar="FILE", help="Stores results; a stored one is not computed again."),
     ] = Path("clipcheck-sweep.sqlite"),
+    reference: options.Reference = None,
     architecture: options.Architecture = None,
     plan: Annotated[
         bool,
@@ -101,6 +102,7 @@ def sweep(
         ledger=ledger,
         disk=disk,
         options=CheckOptions(
+            reference=_found(reference),
             architecture=architecture,
             examples=examples,
             images=None if images is None else images.absolute(),
@@ -138,6 +140,17 @@ def sweep(
             if not quiet and json != "-":
                 print_line(f"Page: {report / evidence.HTML}")
     raise typer.Exit(2 if output_errors else sweep_report.result(swept).exit_code)
+
+
+def _found(reference: str | None) -> str | None:
+    """Return a released name, or the absolute path: workers may have other current folders."""
+    if reference is None:
+        return None
+    from clipcheck.checkpoints.formats import require_found
+    from clipcheck.checkpoints.registry import RELEASED
+
+    require_found(reference)
+    return reference if reference in RELEASED else str(Path(reference).absolute())
 
 
 @contextmanager

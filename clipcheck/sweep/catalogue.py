@@ -45,7 +45,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from clipcheck.backends.registry import ALL, chosen
-from clipcheck.checkpoints import download, registry
+from clipcheck.checkpoints import download, registry, towers
 from clipcheck.checkpoints.architecture import ARCHITECTURES, Architecture
 from clipcheck.checkpoints.directories import OPEN_CLIP_CONFIG, TRANSFORMERS_CONFIG
 from clipcheck.checkpoints.onnx_data import data_files
@@ -55,6 +55,7 @@ from clipcheck.errors import (
     CheckpointError,
     ClipcheckError,
     UnknownModelError,
+    UsageError,
     nearest,
 )
 from clipcheck.gates.tolerances import LIMITS
@@ -262,7 +263,7 @@ _Found = Iterator[tuple[str, Source]]
 
 def _by_path(place: str, folder: Path, root: str | None) -> _Found:  # noqa: ARG001
     if not _PATTERN.search(place):
-        yield place, Source("path", str((folder / place).absolute()))
+        yield place, Source("path", str(towers.within(folder.absolute(), place)))
         return
     matching = sorted(glob.glob(place, root_dir=folder, recursive=True))  # noqa: PTH207 - relative
     if not matching:
@@ -414,8 +415,8 @@ def _size(given: Mapping[str, Any]) -> int | None:
 
 def _of_folder(folder: Path) -> list[Entry]:
     """Find all checkpoints in a folder and below, sorted by name. A folder that is a checkpoint
-    itself is not searched."""
-    found = [folder] if _is_model(folder) else sorted(_without_data(list(_within(folder))))
+    itself is not searched; of one with a program for each tower, these are one checkpoint."""
+    found = sorted(_without_data(list(_within(folder, frozenset()))))
     if not found:
         raise CatalogueError(
             f"expected a checkpoint in this folder, found none ({', '.join(ENDINGS)})",
@@ -427,30 +428,47 @@ def _of_folder(folder: Path) -> list[Entry]:
 
 def _without_data(paths: Sequence[Path]) -> Iterator[Path]:
     """Yield the paths that are no data files of programs among them, whose suffixes may be any."""
-    data: set[Path] = set()
-    for path in paths:
-        if path.suffix.lower() == ".onnx":
-            with suppress(CheckpointError):  # the check reports the error
-                data.update(data_files(path))
+    data = {each for path in paths for each in _data(path)}
     return (path for path in paths if path not in data)
+
+
+def _data(path: Path) -> Iterator[Path]:
+    if path.suffix.lower() == ".onnx":
+        with suppress(CheckpointError):  # the check reports the error
+            yield from data_files(path)
 
 
 def _is_model(folder: Path) -> bool:
     return any((folder / name).is_file() for name in (TRANSFORMERS_CONFIG, OPEN_CLIP_CONFIG))
 
 
-def _within(folder: Path) -> Iterator[Path]:
+def _pair(folder: Path) -> frozenset[Path]:
+    """Return a program for each tower in a folder, with their data files; nothing where these are
+    no pair, so that each is a checkpoint."""
+    found: tuple[Path, ...] | None = None
+    with suppress(UsageError):
+        found = towers.find(folder)
+    return frozenset(each for path in found or () for each in (path, *_data(path)))
+
+
+def _within(folder: Path, known: frozenset[Path]) -> Iterator[Path]:
+    """Yield the checkpoints of a folder, without files that belong to a known one."""
+    if _is_model(folder):
+        yield folder
+        return
     try:
         inside = list(folder.iterdir())
     except OSError as error:
         raise _refused(folder, error.strerror or str(error)) from error
+    pair = _pair(folder)
+    if not known.issuperset(pair):
+        yield folder
+    known |= pair
     for path in inside:
         if path.name.startswith("."):
             continue
         if path.is_dir():
-            if _is_model(path):
-                yield path
-            elif not path.is_symlink():  # which may form a loop
-                yield from _within(path)
-        elif path.suffix.lower() in ENDINGS:
+            if _is_model(path) or not path.is_symlink():  # which may form a loop
+                yield from _within(path, known)
+        elif path.suffix.lower() in ENDINGS and path not in known:
             yield path

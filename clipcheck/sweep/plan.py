@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -117,6 +118,8 @@ def plan(
         if entry.unfit:
             continue
         say(f"{entry.label}: reading")
+        if entry.reference is None and setting.options.reference is not None:
+            entry = replace(entry, reference=os.fspath(setting.options.reference))
         source, facts = _looked_at(entry, ledger, say)
         reference = _content_of_reference(entry, facts, ledger)
         entry = replace(entry, source=source)

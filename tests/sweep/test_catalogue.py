@@ -8,11 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipcheck.checkpoints import registry
+from clipcheck.checkpoints import registry, towers
 from clipcheck.errors import CatalogueError
+from clipcheck.harness.options import CheckOptions
 from clipcheck.sweep.catalogue import Entry, read
 from clipcheck.sweep.jobs import Source
 from clipcheck.sweep.ledger import Ledger
+from clipcheck.sweep.plan import Setting, plan
 from tests.samples import minute_config, onnx_naming
 from tests.sweep.samples import planned
 
@@ -223,6 +225,31 @@ def test_a_folder_has_all_checkpoints_in_it_and_below(tmp_path: Path) -> None:
 def test_a_folder_that_is_a_model_is_one_checkpoint(tmp_path: Path, config: str) -> None:
     touched(tmp_path, config, "model-1-of-2.safetensors", "model-2-of-2.safetensors")
     assert [entry.source for entry in read(tmp_path)] == [Source("path", str(tmp_path))]
+
+
+def test_a_program_for_each_tower_in_a_folder_is_one_checkpoint(tmp_path: Path) -> None:
+    """A folder with a third program is no pair."""
+    touched(tmp_path, "a/visual.onnx", "a/textual.onnx", "a/model.pt", "b/onnx/text_model.onnx")
+    touched(tmp_path, "b/onnx/vision_model.onnx", "c/image.onnx", "c/text.onnx", "c/x.onnx")
+    found = [str(Path(each.source.place).relative_to(tmp_path)) for each in read(tmp_path)]
+    assert found == ["a", "a/model.pt", "b", "c/image.onnx", "c/text.onnx", "c/x.onnx"]
+    path = toml(tmp_path, '[[checkpoint]]\npath = "image=i.onnx,text=t.onnx"')
+    (entry,) = read(path)
+    assert towers.split(entry.source.place) == (tmp_path / "i.onnx", tmp_path / "t.onnx")
+
+
+def test_the_reference_of_the_command_is_for_entries_without_their_own(tmp_path: Path) -> None:
+    touched(tmp_path, "a.pt", "b.pt", "own.pt", "all.pt")
+    path = toml(
+        tmp_path,
+        '[[checkpoint]]\npath = "a.pt"\n[[checkpoint]]\npath = "b.pt"\nreference = "own.pt"',
+    )
+    options = CheckOptions(reference=str(tmp_path / "all.pt"))
+    setting = Setting(options=options, scratch=None, default_device="cpu", threads=1)
+    with Ledger(tmp_path / "ledger") as ledger:
+        units = plan(read(path), ledger, setting).units
+    found = {each.entry.label: Path(str(each.options.reference)).name for each in units}
+    assert found == {"a.pt": "all.pt", "b.pt": "own.pt"}
 
 
 def test_what_a_program_names_is_no_checkpoint_of_its_own(tmp_path: Path) -> None:
