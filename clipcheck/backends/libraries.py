@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from clipcheck.checkpoints.architecture import BUFFERS, specs
+from clipcheck.checkpoints.architecture import BUFFERS
 from clipcheck.checkpoints.checkpoint import same_bits
+from clipcheck.checkpoints.keys import specs
 from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.gates.integrity import Evidence
 

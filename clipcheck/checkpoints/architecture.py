@@ -3,19 +3,14 @@ heads and epsilon, which they do not; and its tensors."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
-
-from clipcheck.errors import ArchitectureError
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import os
+    pass
 
-ASKED = "--architecture (in pytest --clip-architecture, in Python architecture=)"
-"""The option for the architecture, for messages of the command, pytest and Python alike."""
 
 HEAD_WIDTH = 64
 """Channels of an attention head in every released model (Radford et al. 2021, appendix F)."""
@@ -33,29 +28,10 @@ BUFFERS = ("input_resolution", "context_length", "vocab_size")
 """The integer buffers of a released archive. State dicts of training code lack them."""
 
 
-_MOST_POSITIONS = 4096
-"""Most tokens of a text, and patches of an image: attention needs the square of it in memory.
-Released models have 77 and 577."""
-
-_MOST_PIXELS = 4096
-"""Most pixels along one side of an image."""
-
-UNTRAINED = ("buffer", "statistic")
-"""Kinds of `Spec` that an optimiser does not change."""
-
-
 def heads_of(width: int, head_width: int) -> str:
     """Describe the number of attention heads of a tower."""
     count = width // head_width
     return f"{count} head" if count == 1 else f"{count} heads"
-
-
-class HasShape(Protocol):
-    """Anything with a shape: a tensor, or the record of one."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The size of each dimension."""
 
 
 class Activation(StrEnum):
@@ -218,12 +194,6 @@ class Architecture:
         return self.image_resolution // stride
 
     @property
-    def parameters(self) -> int:
-        """Number of trainable weights, without buffers and running statistics."""
-        trained = (spec.shape for _, spec in specs(self) if spec.kind not in UNTRAINED)
-        return sum(math.prod(shape) for shape in trained)
-
-    @property
     def name(self) -> str | None:
         """clipcheck's name of this architecture, or None."""
         return next((name for name, known in ARCHITECTURES.items() if known == self), None)
@@ -356,190 +326,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 """The released architectures by name, with dimensions from their state dicts, and two for tests."""
 
-
-_RELEASED_DTYPES = {
-    "weight": "float16",
-    "norm": "float32",
-    "embedding": "float32",
-    "statistic": "float32",
-    "buffer": "int64",
-}
-
-
-class Spec(NamedTuple):
-    """Expected shape and kind of a tensor in a state dict.
-
-    ``kind`` is ``weight`` (of a convolution, a linear layer or a projection), ``norm``,
-    ``embedding``, ``statistic`` (of a BatchNorm) or ``buffer`` (an integer).
-    """
-
-    shape: tuple[int, ...]
-    kind: str
-
-    @property
-    def released_dtype(self) -> str:
-        """Name of the dtype in the released files."""
-        return _RELEASED_DTYPES[self.kind]
-
-
-Specs = Iterator[tuple[str, Spec]]
 Dimensions = Mapping[str, int | str]
-
-
-def specs(architecture: Architecture) -> Specs:
-    """Yield every key of the released state dict with its `Spec`, in released order."""
-    a = architecture
-    yield "positional_embedding", Spec((a.context_length, a.text_width), "embedding")
-    yield "text_projection", Spec((a.text_width, a.embed_dim), "weight")
-    yield "logit_scale", Spec((), "embedding")
-    for name in BUFFERS:
-        yield name, Spec((), "buffer")
-    visual = _vit(a, a.vision) if isinstance(a.vision, ViT) else _resnet(a, a.vision)
-    yield from _prefixed("visual", visual)
-    yield from _prefixed("transformer", _transformer(a.text_width, a.text_layers, a.text_mlp_width))
-    yield "token_embedding.weight", Spec((a.vocab_size, a.text_width), "embedding")
-    yield from _norm("ln_final", a.text_width)
-
-
-def _prefixed(prefix: str, items: Specs) -> Specs:
-    return ((f"{prefix}.{key}", spec) for key, spec in items)
-
-
-def _norm(name: str, width: int) -> Specs:
-    yield f"{name}.weight", Spec((width,), "norm")
-    yield f"{name}.bias", Spec((width,), "norm")
-
-
-def _linear(name: str, width_in: int, width_out: int) -> Specs:
-    yield f"{name}.weight", Spec((width_out, width_in), "weight")
-    yield f"{name}.bias", Spec((width_out,), "weight")
-
-
-def _transformer(width: int, layers: int, mlp_width: int) -> Specs:
-    for layer in range(layers):
-        yield from _prefixed(f"resblocks.{layer}", _residual_block(width, mlp_width))
-
-
-def _residual_block(width: int, mlp_width: int) -> Specs:
-    yield "attn.in_proj_weight", Spec((3 * width, width), "weight")
-    yield "attn.in_proj_bias", Spec((3 * width,), "weight")
-    yield from _linear("attn.out_proj", width, width)
-    yield from _norm("ln_1", width)
-    yield from _linear("mlp.c_fc", width, mlp_width)
-    yield from _linear("mlp.c_proj", mlp_width, width)
-    yield from _norm("ln_2", width)
-
-
-def _vit(a: Architecture, vision: ViT) -> Specs:
-    width, patch = vision.width, vision.patch_size
-    yield "class_embedding", Spec((width,), "embedding")
-    yield "positional_embedding", Spec((a.grid**2 + 1, width), "embedding")
-    yield "proj", Spec((width, a.embed_dim), "weight")
-    yield "conv1.weight", Spec((width, 3, patch, patch), "weight")
-    yield from _norm("ln_pre", width)
-    yield from _prefixed("transformer", _transformer(width, vision.layers, vision.mlp_width))
-    yield from _norm("ln_post", width)
-
-
-def _conv(name: str, channels_in: int, channels_out: int, kernel: int) -> Specs:
-    yield f"{name}.weight", Spec((channels_out, channels_in, kernel, kernel), "weight")
-
-
-def _batch_norm(name: str, channels: int) -> Specs:
-    yield from _norm(name, channels)
-    yield f"{name}.running_mean", Spec((channels,), "statistic")
-    yield f"{name}.running_var", Spec((channels,), "statistic")
-    yield f"{name}.num_batches_tracked", Spec((), "buffer")
-
-
-def _resnet(a: Architecture, vision: ResNet) -> Specs:
-    half, width = vision.width // 2, vision.width
-    stem = ((3, half), (half, half), (half, width))
-    for number, (channels_in, channels_out) in enumerate(stem, start=1):
-        yield from _conv(f"conv{number}", channels_in, channels_out, 3)
-        yield from _batch_norm(f"bn{number}", channels_out)
-    channels = width
-    for stage, blocks in enumerate(vision.layers):
-        planes = width * 2**stage
-        for block in range(blocks):
-            downsample = block == 0
-            items = _bottleneck(channels, planes, downsample)
-            yield from _prefixed(f"layer{stage + 1}.{block}", items)
-            channels = 4 * planes
-    yield from _prefixed("attnpool", _attention_pool(a, vision.embed_width))
-
-
-def _bottleneck(channels: int, planes: int, downsample: bool) -> Specs:
-    yield from _conv("conv1", channels, planes, 1)
-    yield from _batch_norm("bn1", planes)
-    yield from _conv("conv2", planes, planes, 3)
-    yield from _batch_norm("bn2", planes)
-    yield from _conv("conv3", planes, 4 * planes, 1)
-    yield from _batch_norm("bn3", 4 * planes)
-    if downsample:
-        yield from _conv("downsample.0", channels, 4 * planes, 1)
-        yield from _batch_norm("downsample.1", 4 * planes)
-
-
-def _attention_pool(a: Architecture, width: int) -> Specs:
-    yield "positional_embedding", Spec((a.grid**2 + 1, width), "embedding")
-    for name in ("k_proj", "q_proj", "v_proj"):
-        yield from _linear(name, width, width)
-    yield from _linear("c_proj", width, a.embed_dim)
-
-
-# --------------------------------------------------------------------------- inference
-
-
-class _MisfitError(ValueError):
-    """The tensor under ``key`` does not fit."""
-
-    def __init__(self, key: str, problem: str) -> None:
-        super().__init__(problem)
-        self.key = key
-
-
-def infer(
-    tensors: Mapping[str, HasShape],
-    path: str | os.PathLike[str],
-    spelled: Callable[[str], str] = str,
-) -> Architecture:
-    """Return the architecture of a state dict, with the released activation, heads and epsilon.
-
-    Args:
-        tensors: by key, without prefix; only names and shapes are used.
-        spelled: returns a key's name in the file, for messages.
-
-    Raises:
-        ArchitectureError: a key is missing or unknown, or its shape does not fit the others.
-    """
-    found = dimensions_of(tensors, path, spelled)
-    _require_heads(found, path)
-    return found
-
-
-def dimensions_of(
-    tensors: Mapping[str, HasShape],
-    path: str | os.PathLike[str],
-    spelled: Callable[[str], str] = str,
-) -> Architecture:
-    """Return the dimensions of the model of a state dict.
-
-    Returns:
-        An architecture with these dimensions. Activation, heads and epsilon must come from
-        elsewhere, see `Architecture.computing_as`.
-
-    Raises:
-        ArchitectureError: a key is missing or unknown, or its shape does not fit the others.
-    """
-    try:
-        architecture = _dimensions(tensors)
-        _require_layers(architecture)
-    except (KeyError, ValueError) as error:
-        raise _foreign(tensors, error, path, spelled) from error
-    _compare(tensors, dict(specs(architecture)), path, spelled)
-    _require_bounded(architecture, path)
-    return architecture
 
 
 def differences(told: Architecture, found: Architecture) -> list[str]:
@@ -573,182 +360,3 @@ def dimensions(architecture: Architecture) -> dict[str, int | str]:
         "vocabulary size": a.vocab_size,
         "embedding width": a.embed_dim,
     }
-
-
-def _require_bounded(a: Architecture, path: str | os.PathLike[str]) -> None:
-    """Raise if running the model would need far more memory than its weights."""
-    limits = (
-        (a.context_length, _MOST_POSITIONS, "tokens of a text"),
-        (a.grid**2, _MOST_POSITIONS, "patches of an image"),
-        (a.image_resolution, _MOST_PIXELS, "pixels a side"),
-    )
-    for found, most, unit in limits:
-        if found > most:
-            raise ArchitectureError(
-                f"expected a CLIP model of at most {most} {unit}, found {found:,}: running it "
-                "would take more memory than there is",
-                remedy="Give a CLIP checkpoint of a usual size.",
-                path=path,
-            )
-
-
-def _dimensions(tensors: Mapping[str, HasShape]) -> Architecture:
-    context_length, text_width = _sizes(tensors, "positional_embedding", 2)
-    vision: ViT | ResNet
-    # A prefix decides, not a single key, so that a missing key is named.
-    if any(key.startswith(("visual.layer", "visual.attnpool.")) for key in tensors):
-        vision, grid, stride = _resnet_dimensions(tensors)
-    else:
-        vision, grid, stride = _vit_dimensions(tensors)
-    return Architecture(
-        embed_dim=_sizes(tensors, "text_projection", 2)[1],
-        image_resolution=grid * stride,
-        vision=vision,
-        text_width=text_width,
-        text_layers=_count(tensors, "transformer.resblocks."),
-        context_length=context_length,
-        vocab_size=_sizes(tensors, "token_embedding.weight", 2)[0],
-        text_blocks=_blocks(tensors, "transformer", text_width),
-    )
-
-
-def _blocks(tensors: Mapping[str, HasShape], prefix: str, width: int) -> Blocks:
-    """Return the residual blocks of a tower: as released, with the MLP's width from the weights."""
-    key = f"{prefix}.resblocks.0.mlp.c_fc.weight"
-    # If it is missing or misshapen, `_compare` reports it with the others.
-    shape = tuple(tensors[key].shape) if key in tensors else ()
-    return Blocks(mlp_ratio=shape[0] / width) if len(shape) == 2 and shape[0] else Blocks()
-
-
-def _vit_dimensions(tensors: Mapping[str, HasShape]) -> tuple[ViT, int, int]:
-    width, _, _, patch = _sizes(tensors, "visual.conv1.weight", 4)
-    layers = _count(tensors, "visual.transformer.resblocks.")
-    grid = _grid(_sizes(tensors, "visual.positional_embedding", 2)[0])
-    blocks = _blocks(tensors, "visual.transformer", width)
-    return ViT(layers, width, patch, blocks=blocks), grid, patch
-
-
-def _resnet_dimensions(tensors: Mapping[str, HasShape]) -> tuple[ResNet, int, int]:
-    one, two, three, four = (_count(tensors, f"visual.layer{stage}.") for stage in range(1, 5))
-    width = _sizes(tensors, "visual.layer1.0.conv1.weight", 4)[0]
-    grid = _grid(_sizes(tensors, "visual.attnpool.positional_embedding", 2)[0])
-    return ResNet((one, two, three, four), width), grid, RESNET_STRIDE
-
-
-def _sizes(tensors: Mapping[str, HasShape], key: str, dimensions: int) -> tuple[int, ...]:
-    """Return the shape under ``key``; raise if it has not ``dimensions`` sizes of at least 1."""
-    shape = tuple(tensors[key].shape)
-    if len(shape) != dimensions or 0 in shape:
-        raise _MisfitError(key, f"{list(shape)} instead of {dimensions} sizes above 0")
-    return shape
-
-
-def _require_layers(a: Architecture) -> None:
-    """Raise if a tower has no layers: the other dimensions would fit, but it would not run."""
-    if isinstance(a.vision, ViT):
-        counts = {"visual.transformer.resblocks": a.vision.layers}
-    else:
-        counts = {f"visual.layer{n}": blocks for n, blocks in enumerate(a.vision.layers, start=1)}
-    counts["transformer.resblocks"] = a.text_layers
-    for prefix, count in counts.items():
-        if count == 0:
-            raise KeyError(f"{prefix}.0")
-
-
-def _require_heads(a: Architecture, path: str | os.PathLike[str]) -> None:
-    vision = a.vision
-    image_width = vision.width if isinstance(vision, ViT) else vision.embed_width
-    for tower, width in (("image", image_width), ("text", a.text_width)):
-        if width < HEAD_WIDTH or width % HEAD_WIDTH:
-            raise ArchitectureError(
-                f"a width of {width} in the {tower} tower is no multiple of {HEAD_WIDTH}, the "
-                "channels of a head in the released models, and nothing tells how many it has",
-                remedy=f"Say so with {ASKED}: the open_clip_config.json or config.json "
-                "(transformers) that it was trained with.",
-                path=path,
-            )
-
-
-def _count(tensors: Mapping[str, HasShape], prefix: str) -> int:
-    """Return the number of layers of the sequence with this prefix."""
-    return len({key[len(prefix) :].split(".")[0] for key in tensors if key.startswith(prefix)})
-
-
-def _grid(positions: int) -> int:
-    """Return the side of the square of ``positions - 1`` cells; one position is the class token."""
-    side = math.isqrt(max(positions - 1, 0))
-    if side == 0 or side**2 + 1 != positions:
-        raise ValueError(f"{positions} image positions are not a square and one")
-    return side
-
-
-def _foreign(
-    tensors: Mapping[str, HasShape],
-    error: Exception,
-    path: str | os.PathLike[str],
-    spelled: Callable[[str], str],
-) -> ArchitectureError:
-    if isinstance(error, KeyError):
-        found = f"it lacks {spelled(error.args[0])!r}"
-    else:
-        name = f"{spelled(error.key)} " if isinstance(error, _MisfitError) else ""
-        found = f"its dimensions do not fit together ({name}{error})"
-    some = ", ".join(repr(spelled(key)) for key in list(tensors)[:3])
-    return ArchitectureError(
-        f"expected the state dict of a CLIP model, but {found}; its {len(tensors)} keys begin "
-        f"with {some or 'nothing'}",
-        remedy="Give a CLIP checkpoint with the keys of the reference implementation, of "
-        "open_clip or of transformers.",
-        path=path,
-    )
-
-
-def _compare(
-    tensors: Mapping[str, HasShape],
-    expected: Mapping[str, Spec],
-    path: str | os.PathLike[str],
-    spelled: Callable[[str], str],
-) -> None:
-    optional = {key for key, spec in expected.items() if spec.kind == "buffer"}
-    missing = [key for key in expected if key not in tensors and key not in optional]
-    unexpected = [spelled(key) for key in tensors if key not in expected]
-    problems = [
-        listed("missing", [spelled(key) for key in missing]),
-        listed("unexpected", unexpected),
-        listed("misshapen", list(_misshapen(tensors, expected, spelled))),
-    ]
-    found = "; ".join(problem for problem in problems if problem)
-    if found:
-        raise ArchitectureError(
-            f"its tensors do not make up a CLIP model: {found}",
-            remedy=remedy_for(unexpected=bool(unexpected)),
-            path=path,
-        )
-
-
-def remedy_for(*, unexpected: bool) -> str:
-    """Return the remedy for a state dict that is not that of a CLIP model."""
-    if unexpected:
-        return (
-            "Weights that a CLIP model does not have make another model of it, which is not "
-            "supported. If they are no part of the model, save the state dict without them."
-        )
-    return "Save the model's whole state dict, from the code that trained it."
-
-
-def _misshapen(
-    tensors: Mapping[str, HasShape], expected: Mapping[str, Spec], spelled: Callable[[str], str]
-) -> Iterator[str]:
-    for key, spec in expected.items():
-        found = tuple(tensors[key].shape) if key in tensors else spec.shape
-        # openai/CLIP#67: the released logit_scale has shape [], some training code makes it [1].
-        if found != spec.shape and not (key == "logit_scale" and found == (1,)):
-            yield f"{spelled(key)} {list(found)} instead of {list(spec.shape)}"
-
-
-def listed(label: str, items: list[str], most: int = 5) -> str:
-    """List the first items and the number of others, or return an empty string."""
-    if not items:
-        return ""
-    more = f" and {len(items) - most} more" if len(items) > most else ""
-    return f"{label}{': ' if label else ''}{', '.join(items[:most])}{more}"

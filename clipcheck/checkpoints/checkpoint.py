@@ -11,8 +11,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipcheck.checkpoints.architecture import Architecture, listed, specs
+from clipcheck.checkpoints.architecture import Architecture
+from clipcheck.checkpoints.dimensions import listed
 from clipcheck.checkpoints.finding import Origin
+from clipcheck.checkpoints.keys import count_parameters, specs
 from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.checkpoints.naming import Naming
 from clipcheck.checkpoints.records import MappedFile, Records
@@ -197,7 +199,7 @@ class Checkpoint:
         """Number of trainable weights; for a library's model, of all floating-point numbers."""
         if isinstance(self.model, LibraryArchitecture):
             return sum(t.numel() for t in self.tensors.values() if t.dtype.is_floating_point)
-        return self.model.parameters
+        return count_parameters(self.model)
 
     @cached_property
     def sha256(self) -> str:

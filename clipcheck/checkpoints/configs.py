@@ -22,8 +22,8 @@ from clipcheck.checkpoints.architecture import (
     Blocks,
     ResNet,
     ViT,
-    listed,
 )
+from clipcheck.checkpoints.dimensions import listed
 from clipcheck.errors import ArchitectureError
 
 Config = Mapping[str, Any]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Generic, TypeVar
 
-from clipcheck.checkpoints.architecture import listed
+from clipcheck.checkpoints.dimensions import listed
 from clipcheck.checkpoints.state_dicts import Inert
 from clipcheck.checkpoints.unpickle import TensorRecord
 from clipcheck.checkpoints.variants import require_usual

@@ -15,18 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from clipcheck.checkpoints import directories, download, registry, towers
-from clipcheck.checkpoints.architecture import (
-    ARCHITECTURES,
-    Spec,
-    dimensions_of,
-    infer,
-    listed,
-    specs,
-)
+from clipcheck.checkpoints.architecture import ARCHITECTURES
 from clipcheck.checkpoints.artefacts import kind_of
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format
+from clipcheck.checkpoints.dimensions import dimensions_of, infer, listed
 from clipcheck.checkpoints.finding import Origin, find_model
 from clipcheck.checkpoints.keymaps import from_layout, layout_of, spelled
+from clipcheck.checkpoints.keys import Spec, specs
 from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.checkpoints.naming import (
     Naming,

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from clipcheck.checkpoints.architecture import BUFFERS, listed, remedy_for
+from clipcheck.checkpoints.architecture import BUFFERS
+from clipcheck.checkpoints.dimensions import listed, remedy_for
 from clipcheck.errors import ArchitectureError, UnfitError
 
 if TYPE_CHECKING:

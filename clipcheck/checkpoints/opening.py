@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from clipcheck.checkpoints import directories, kinds, onnx_data, openvino_data, towers
-from clipcheck.checkpoints.architecture import ASKED
 from clipcheck.checkpoints.artefacts import kind_of
 from clipcheck.checkpoints.checkpoint import (
     PROGRAM_FORMATS,
@@ -17,6 +16,7 @@ from clipcheck.checkpoints.checkpoint import (
     bytes_of,
     stamp_of,
 )
+from clipcheck.checkpoints.dimensions import ASKED
 from clipcheck.checkpoints.finding import ASKED_KEY
 from clipcheck.checkpoints.formats import (
     ANY_MODEL,

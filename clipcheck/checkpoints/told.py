@@ -22,9 +22,9 @@ from clipcheck.checkpoints.architecture import (
     Blocks,
     ViT,
     differences,
-    listed,
 )
 from clipcheck.checkpoints.checkpoint import Format
+from clipcheck.checkpoints.dimensions import listed
 from clipcheck.checkpoints.directories import (
     OPEN_CLIP_CONFIG,
     TRANSFORMERS_CONFIG,

@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Iterable
 
-from clipcheck.checkpoints.architecture import ASKED, listed
+from clipcheck.checkpoints.dimensions import ASKED, listed
 from clipcheck.errors import ArchitectureError
 
 _ANOTHER = "Give a checkpoint that has the modules of the released models and no others."

@@ -72,7 +72,7 @@ def check(
     given, asked = options.given(ctx, locals()), report
     from clipcheck.cli import terminal
     from clipcheck.harness.checking import check_files
-    from clipcheck.report import evidence, text
+    from clipcheck.report import advice, evidence
     from clipcheck.report import junit as junit_report
     from clipcheck.results.kept import require_kept, write_kept
 
@@ -98,7 +98,7 @@ def check(
         else:
             result = check_files(checkpoints, how, progress)
     result = replace(result, configuration=without_overruled(configuration, given))
-    again = ("clipcheck", *sys.argv[1:], "--report", text.KEPT) if asked is None else ()
+    again = ("clipcheck", *sys.argv[1:], "--report", advice.KEPT) if asked is None else ()
     result = write_outputs(result, report, again, json, quiet, output_errors)
     if keeping is not None:
         with collecting_output_errors(output_errors):

@@ -42,7 +42,7 @@ def rejudge(
     Nothing is run: the check kept what it compared. Prints the report of a check.
     """
     from clipcheck.harness.rejudging import rejudge as judge_again
-    from clipcheck.report import evidence, text
+    from clipcheck.report import advice, evidence
     from clipcheck.report import junit as junit_report
 
     output_errors: list[OutputError] = []
@@ -51,7 +51,7 @@ def rejudge(
             evidence.require_folder(report)
     result = judge_again(folder, atol=atol, rtol=rtol, budget=budget, select=select, ignore=ignore)
     tell(f"Judged again: the outputs are those of {folder}, and nothing was run.")
-    again = ("clipcheck", *sys.argv[1:], "--report", text.KEPT) if report is None else ()
+    again = ("clipcheck", *sys.argv[1:], "--report", advice.KEPT) if report is None else ()
     result = write_outputs(
         result, None if output_errors else report, again, json, quiet, output_errors
     )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 from clipcheck.checkpoints.architecture import Architecture, dimensions
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format
+from clipcheck.checkpoints.keys import count_parameters
 from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.checkpoints.naming import Naming
 from clipcheck.families.sizes import Sizes
@@ -123,13 +124,13 @@ def over(
 
 @functools.cache
 def parameters_of(model: Architecture | LibraryArchitecture) -> int:
-    """Return the number of a model's parameters, without allocating them.
+    """Return the number of a model's parameters, without buffers and without allocating them.
 
     Raises:
         ArchitectureError: its library has no such model.
     """
     if not isinstance(model, LibraryArchitecture):
-        return model.parameters
+        return count_parameters(model)
     return sum(parameter.numel() for parameter in _on_meta(model).parameters())
 
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Literal, Protocol, cast, overload
 import torch
 import torchvision.transforms  # noqa: F401 - here, so that no load is the one that pays for it
 
-from clipcheck.checkpoints.architecture import specs
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format, same_bits
 from clipcheck.checkpoints.formats import open_checkpoint
+from clipcheck.checkpoints.keys import specs
 from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.errors import DamagedError, UnavailableError, UnfitError, UsageError
 from clipcheck.families import eager

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from clipcheck.checkpoints import download, registry, towers
 from clipcheck.checkpoints.architecture import ARCHITECTURES
+from clipcheck.checkpoints.keys import count_parameters
 from clipcheck.checkpoints.opening import size_of
 from clipcheck.system.locks import locked_where_possible
 
@@ -58,7 +59,7 @@ def size(name: str, start: Path) -> int:
     cached = download.cached(name) if name in registry.RELEASED else None
     architecture = ARCHITECTURES.get(name.removeprefix(SEEDED))
     if cached is None and architecture and (name in registry.RELEASED or name.startswith(SEEDED)):
-        return _RELEASED_BYTES * architecture.parameters
+        return _RELEASED_BYTES * count_parameters(architecture)
     return size_of(cached or towers.within(start, name))
 
 

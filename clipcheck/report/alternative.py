@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clipcheck.checkpoints.architecture import ASKED
+from clipcheck.checkpoints.dimensions import ASKED
 from clipcheck.gates.alternative import describe_alternative, equals
 from clipcheck.results.judgement import Judgement
 

@@ -27,8 +27,9 @@ def summary(result: Result) -> str:
 
 
 def _found(judgement: Judgement) -> Iterator[str]:
+    from clipcheck.report.advice import departure_lines, doubt_lines
     from clipcheck.report.cells import wrapped
-    from clipcheck.report.text import departure_lines, doubt_lines, failing_lines
+    from clipcheck.report.text import failing_lines
 
     if judgement.error is not None:
         yield from wrapped(judgement.error, "  not judged: ")

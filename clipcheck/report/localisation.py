@@ -6,11 +6,12 @@ from rich.text import Text
 
 from clipcheck.gates.localisation import Place
 from clipcheck.harness.localising import Localised
+from clipcheck.report.advice import KEPT
 from clipcheck.report.cells import command, visible, wrapped
+from clipcheck.report.lines import BAD, GOOD
 from clipcheck.report.optimised import sentences
 from clipcheck.report.places import TOWERS, measured, named
 from clipcheck.report.repeat import repeat
-from clipcheck.report.text import BAD, GOOD, KEPT
 from clipcheck.results.document import to_json
 from clipcheck.system.figures import duration
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 
 from clipcheck.report.cells import visible
-from clipcheck.report.text import cell
+from clipcheck.report.gate_table import cell
 from clipcheck.report.verdict import verdict
 from clipcheck.results.judgement import Judgement, Result
 

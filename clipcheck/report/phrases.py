@@ -7,9 +7,10 @@ from collections.abc import Iterator
 
 from clipcheck.inputs.examples import listed
 from clipcheck.report import agreement, alternative, optimised, patched
+from clipcheck.report.advice import next_steps
 from clipcheck.report.cells import visible
 from clipcheck.report.places import TOWERS, measured, named
-from clipcheck.report.text import known_line, next_steps
+from clipcheck.report.text import known_line
 from clipcheck.results.judgement import Judgement
 
 

@@ -8,10 +8,11 @@ from collections.abc import Iterator, Sequence
 from rich.cells import cell_len
 from rich.text import Text
 
+from clipcheck.report.advice import KEPT
 from clipcheck.report.cells import command, shortened, visible, wrapped
+from clipcheck.report.lines import BAD, GOOD, UNKNOWN
 from clipcheck.report.repeat import repeat
 from clipcheck.report.tables import table
-from clipcheck.report.text import BAD, GOOD, KEPT, UNKNOWN
 from clipcheck.report.verdict import verdict, worst_first
 from clipcheck.results.document import as_record, result_of, to_json
 from clipcheck.results.judgement import LeftOut, Record, Result

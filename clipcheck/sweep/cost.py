@@ -16,7 +16,8 @@ from importlib.resources import files
 from typing import NamedTuple
 
 from clipcheck.backends.registry import ALL, backend_named
-from clipcheck.checkpoints.architecture import Architecture, specs
+from clipcheck.checkpoints.architecture import Architecture
+from clipcheck.checkpoints.keys import specs
 from clipcheck.harness.phases import OWN, SHARED
 
 _GIGA = 1e9

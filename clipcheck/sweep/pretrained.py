@@ -56,7 +56,7 @@ def entry_of(label: str, model: Mapping[str, Any] | None, weights: Mapping[str, 
         return Entry(label=label, source=Source("url", ""), unfit=error.problem)
     # The tag tells: 28 of them have another activation than the configuration.
     architecture = trained(configured, quick=bool(weights.get("quick_gelu", False)))
-    source = _source(weights, architecture.parameters)
+    source = _source(weights, parameters_of(architecture))
     # An archive has its own code; other files have only weights.
     archive = _OF_OPENAI in source.place
     return Entry(

@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipcheck.checkpoints.architecture import Architecture, specs
+from clipcheck.checkpoints.architecture import Architecture
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format, same_bits
 from clipcheck.checkpoints.formats import open_checkpoint
+from clipcheck.checkpoints.keys import specs
 from clipcheck.checkpoints.told import METADATA, Told, encode
 from clipcheck.errors import ClipcheckError, OutputError, first_line
 from clipcheck.writers import archive

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipcheck.checkpoints import configs
-from clipcheck.checkpoints.architecture import Architecture, ResNet, specs
+from clipcheck.checkpoints.architecture import Architecture, ResNet
 from clipcheck.checkpoints.checkpoint import Checkpoint
 from clipcheck.checkpoints.directories import (
     OPEN_CLIP_CONFIG,
@@ -18,6 +18,7 @@ from clipcheck.checkpoints.directories import (
 )
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.checkpoints.keymaps import Layout, no_resnet, to_layout
+from clipcheck.checkpoints.keys import specs
 from clipcheck.errors import UnfitError
 from clipcheck.inputs import tokenizer
 from clipcheck.inputs.rules import MEAN, STD

@@ -12,13 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from clipcheck.checkpoints.architecture import (
-    RESNET_STRIDE,
-    Architecture,
-    Blocks,
-    ResNet,
-    ViT,
-)
+from clipcheck.checkpoints.architecture import RESNET_STRIDE, Architecture, Blocks, ResNet, ViT
 from clipcheck.families import eager
 
 _TRANSFORMER = "multimodal.model.multimodal_transformer"

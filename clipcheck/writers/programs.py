@@ -13,8 +13,8 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipcheck.checkpoints.architecture import specs
 from clipcheck.checkpoints.checkpoint import Format
+from clipcheck.checkpoints.keys import specs
 from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.errors import ClipcheckError, OutputError, first_line
 from clipcheck.system.variables import variables

@@ -22,14 +22,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from clipcheck.checkpoints.architecture import (
-    ARCHITECTURES,
-    Architecture,
-    ResNet,
-    Spec,
-    ViT,
-    specs,
-)
+from clipcheck.checkpoints.architecture import ARCHITECTURES, Architecture, ResNet, ViT
+from clipcheck.checkpoints.keys import Spec, specs
 from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.errors import UnknownModelError, nearest
 from clipcheck.families.registry import family

@@ -20,6 +20,7 @@ import numpy as np
 
 from clipcheck.checkpoints.architecture import Architecture
 from clipcheck.checkpoints.download import cache_directory
+from clipcheck.checkpoints.keys import count_parameters
 from clipcheck.errors import UsageError
 from clipcheck.inputs.rules import MEAN, STD
 from clipcheck.inputs.subjects import CAPTIONS, SUBJECTS, Plane, Subject, caption, colours_of
@@ -152,10 +153,10 @@ def require_trainable(architecture: Architecture) -> None:
             f"{architecture.vocab_size}",
             remedy="Seeded weights fit every vocabulary.",
         )
-    if architecture.parameters > MOST_PARAMETERS:
+    if count_parameters(architecture) > MOST_PARAMETERS:
         raise UsageError(
             f"expected an architecture of at most {MOST_PARAMETERS:,} parameters to train, found "
-            f"one of {architecture.parameters:,}",
+            f"one of {count_parameters(architecture):,}",
             remedy="Train tiny-vit or tiny-resnet; others take --weights seeded or outliers.",
         )
 

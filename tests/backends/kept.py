@@ -15,9 +15,10 @@ from clipcheck.backends.artefacts import Artefacts
 from clipcheck.backends.base import Backend
 from clipcheck.backends.calling import Named, Pixels, Tokens, to_numpy
 from clipcheck.backends.source import Source
-from clipcheck.checkpoints.architecture import Architecture, specs
+from clipcheck.checkpoints.architecture import Architecture
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.checkpoints.formats import open_checkpoint
+from clipcheck.checkpoints.keys import specs
 from clipcheck.families import eager
 from tests.samples import MINUTE, minute_bytes
 

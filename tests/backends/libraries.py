@@ -13,8 +13,8 @@ from clipcheck.backends.base import Backend
 from clipcheck.backends.calling import Named
 from clipcheck.backends.reference import Reference, exact_arithmetic
 from clipcheck.backends.source import Source
-from clipcheck.checkpoints.architecture import specs
 from clipcheck.checkpoints.checkpoint import Checkpoint
+from clipcheck.checkpoints.keys import specs
 from clipcheck.families import eager
 from clipcheck.inputs.batches import Inputs, batches
 

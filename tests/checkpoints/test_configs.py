@@ -18,14 +18,7 @@ from hypothesis import strategies as st
 from transformers.activations import ACT2FN
 
 from clipcheck.checkpoints import configs
-from clipcheck.checkpoints.architecture import (
-    ARCHITECTURES,
-    Activation,
-    Architecture,
-    Blocks,
-    ViT,
-    specs,
-)
+from clipcheck.checkpoints.architecture import ARCHITECTURES, Activation, Architecture, Blocks, ViT
 from clipcheck.checkpoints.configs import (
     note_of,
     of_open_clip,
@@ -33,6 +26,7 @@ from clipcheck.checkpoints.configs import (
     open_clip_config,
     transformers_config,
 )
+from clipcheck.checkpoints.keys import specs
 from clipcheck.errors import ArchitectureError
 from clipcheck.families import eager
 from tests.oracles import open_clip

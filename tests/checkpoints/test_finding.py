@@ -16,11 +16,12 @@ import torch
 from safetensors.torch import save
 from torch.optim.swa_utils import AveragedModel
 
-from clipcheck.checkpoints.architecture import ARCHITECTURES, ResNet, specs
+from clipcheck.checkpoints.architecture import ARCHITECTURES, ResNet
 from clipcheck.checkpoints.checkpoint import Checkpoint, same_bits
 from clipcheck.checkpoints.finding import Origin, find_model
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.checkpoints.keymaps import Layout, to_layout
+from clipcheck.checkpoints.keys import specs
 from clipcheck.errors import ArchitectureError, CheckpointError, UsageError
 from tests.oracles import reference_clip
 from tests.samples import MINUTE, Weights, minute_weights, saved

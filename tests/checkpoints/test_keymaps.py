@@ -11,18 +11,12 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipcheck.checkpoints.architecture import (
-    ARCHITECTURES,
-    BUFFERS,
-    Architecture,
-    ResNet,
-    ViT,
-    infer,
-    specs,
-)
+from clipcheck.checkpoints.architecture import ARCHITECTURES, BUFFERS, Architecture, ResNet, ViT
 from clipcheck.checkpoints.checkpoint import same_bits
 from clipcheck.checkpoints.configs import open_clip_config, transformers_config
+from clipcheck.checkpoints.dimensions import infer
 from clipcheck.checkpoints.keymaps import Layout, from_layout, layout_of, spelled, to_layout
+from clipcheck.checkpoints.keys import specs
 from clipcheck.errors import ArchitectureError, UnavailableError
 from clipcheck.writers.synthesize import synthesize
 from tests.oracles import open_clip

@@ -14,16 +14,10 @@ import torch
 from safetensors.torch import save_file
 
 from clipcheck.checkpoints import told
-from clipcheck.checkpoints.architecture import (
-    ARCHITECTURES,
-    Activation,
-    Architecture,
-    Blocks,
-    ViT,
-    dimensions_of,
-)
+from clipcheck.checkpoints.architecture import ARCHITECTURES, Activation, Architecture, Blocks, ViT
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format
 from clipcheck.checkpoints.configs import open_clip_config, transformers_config
+from clipcheck.checkpoints.dimensions import dimensions_of
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.checkpoints.opening import open_pair

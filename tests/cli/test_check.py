@@ -16,7 +16,7 @@ import pytest
 from clipcheck.cli import check, terminal
 from clipcheck.harness import checking
 from clipcheck.harness.options import CheckOptions
-from clipcheck.report import annotations, junit, markdown, text
+from clipcheck.report import advice, annotations, junit, markdown, text
 from clipcheck.system.progress import Progress
 from conftest import Run, unfolded
 from tests.cli import minute
@@ -332,7 +332,7 @@ def test_a_failing_input_that_cannot_be_kept_does_not_hide_the_verdict(
     monkeypatch.setattr(tempfile, "mkdtemp", none)
     done = run("check", "x.pt")
     assert done.code == 2
-    again = ("clipcheck", *sys.argv[1:], "--report", text.KEPT)
+    again = ("clipcheck", *sys.argv[1:], "--report", advice.KEPT)
     assert done.out == f"{text.render(result, rerun=again)}\n"
     assert "expected a temporary folder for the failing inputs, found none" in done.err
 

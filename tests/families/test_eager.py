@@ -11,15 +11,10 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from clipcheck.checkpoints.architecture import (
-    BUFFERS,
-    Activation,
-    Architecture,
-    ViT,
-    specs,
-)
+from clipcheck.checkpoints.architecture import BUFFERS, Activation, Architecture, ViT
 from clipcheck.checkpoints.configs import open_clip_config, transformers_config
 from clipcheck.checkpoints.keymaps import Layout, to_layout
+from clipcheck.checkpoints.keys import specs
 from clipcheck.families.eager import CLIP, LayerNorm, build, causal_mask
 from clipcheck.inputs.batches import Inputs, every_length
 from clipcheck.writers.synthesize import architecture_named, synthesize

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from clipcheck.audit.small import CONFIGS, small
-from clipcheck.checkpoints.architecture import Activation, Architecture, specs
+from clipcheck.checkpoints.architecture import Activation, Architecture
 from clipcheck.checkpoints.formats import open_checkpoint
+from clipcheck.checkpoints.keys import specs
 from clipcheck.checkpoints.library import LibraryArchitecture, read_open_clip, with_text_config
 from clipcheck.checkpoints.opening import open_pair
 from clipcheck.checkpoints.told import named

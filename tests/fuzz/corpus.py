@@ -18,10 +18,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from clipcheck.checkpoints.architecture import ARCHITECTURES, specs
+from clipcheck.checkpoints.architecture import ARCHITECTURES
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.checkpoints.configs import open_clip_config, transformers_config
 from clipcheck.checkpoints.keymaps import Layout, to_layout
+from clipcheck.checkpoints.keys import specs
 from clipcheck.harness.search import saved as replays
 from clipcheck.inputs.examples import Example
 from clipcheck.results.document import render

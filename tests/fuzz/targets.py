@@ -12,9 +12,9 @@ from typing import NamedTuple
 import torch
 
 from clipcheck.backends.artefacts import Artefacts
-from clipcheck.checkpoints.architecture import infer
 from clipcheck.checkpoints.artefacts import is_compiled, kind_of, require_inert
 from clipcheck.checkpoints.checkpoint import Format, Program
+from clipcheck.checkpoints.dimensions import infer
 from clipcheck.checkpoints.formats import map_tensors, open_checkpoint
 from clipcheck.checkpoints.inspection import format_version, read_code
 from clipcheck.checkpoints.keymaps import from_layout, layout_of

@@ -15,8 +15,9 @@ from clipcheck.backends import restored
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.gates.result import GateResult
+from clipcheck.report.advice import next_steps
 from clipcheck.report.html.page import page
-from clipcheck.report.text import next_steps, render
+from clipcheck.report.text import render
 from clipcheck.results.document import read
 from clipcheck.results.document import render as to_json
 from clipcheck.results.judgement import Judgement, Result

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import clipcheck
-from clipcheck.checkpoints.architecture import Architecture, ResNet, infer
+from clipcheck.checkpoints.architecture import Architecture, ResNet
+from clipcheck.checkpoints.dimensions import infer
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.errors import DamagedError, UnavailableError
 from clipcheck.families import eager

@@ -104,4 +104,6 @@ def test_gates_of_logits_have_nothing_to_judge_in_a_file_that_gives_none() -> No
     hidden = replace(PASSED, gates=[], coverage=None)
     expected = f"release/model.pt does not show its modules in {PASSED.backend}"
     assert reason_left_out(hidden, "modules") == expected
-    assert reason_left_out(replace(hidden, coverage=Coverage([], {}, [])), "modules") == ""
+    assert (
+        reason_left_out(replace(hidden, coverage=Coverage(errors=[], skipped={})), "modules") == ""
+    )

@@ -12,8 +12,8 @@ from rich.cells import cell_len
 from clipcheck.gates.localisation import Deviation, Localisation, Place
 from clipcheck.gates.optimised import Optimised
 from clipcheck.harness.localising import Localised
+from clipcheck.report.lines import BAD, GOOD
 from clipcheck.report.localisation import render_json, report, verdict
-from clipcheck.report.text import BAD, GOOD
 from clipcheck.system.width import WIDTH
 
 SOUND = Localised(

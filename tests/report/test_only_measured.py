@@ -10,7 +10,7 @@ import pytest
 
 from clipcheck.gates.registry import aside
 from clipcheck.gates.result import GateResult
-from clipcheck.report import history, html, junit, markdown, notebook, text
+from clipcheck.report import gate_table, history, html, junit, markdown, notebook, text
 from clipcheck.report.failure import failure, reason_left_out
 from clipcheck.results import document
 from clipcheck.results.history import Run, compare
@@ -61,8 +61,8 @@ def test_the_verdict_counts_what_has_a_budget() -> None:
 
 
 def test_a_cell_of_the_table_shows_the_margin_as_measured() -> None:
-    assert text.cell(FAR) == "measured 57k x"
-    assert text.cell(replace(FAR, margin=0.3)) == "measured 30%"
+    assert gate_table.cell(FAR) == "measured 57k x"
+    assert gate_table.cell(replace(FAR, margin=0.3)) == "measured 30%"
 
 
 def test_a_gate_that_only_measures_is_skipped_in_ci() -> None:

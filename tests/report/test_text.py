@@ -13,7 +13,9 @@ from rich.text import Text
 from clipcheck.gates.localisation import Deviation, Place
 from clipcheck.gates.result import GateResult
 from clipcheck.inputs.examples import Example
-from clipcheck.report.text import BAD, GOOD, brief, cell, render, report
+from clipcheck.report.gate_table import cell
+from clipcheck.report.lines import BAD, GOOD
+from clipcheck.report.text import brief, render, report
 from clipcheck.results.failing import Failing, Measure
 from clipcheck.results.judgement import Judgement, Result
 from clipcheck.system.width import WIDTH

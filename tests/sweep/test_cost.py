@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from clipcheck.checkpoints.architecture import ARCHITECTURES, Architecture, specs
+from clipcheck.checkpoints.architecture import ARCHITECTURES, Architecture
+from clipcheck.checkpoints.keys import specs
 from clipcheck.families.eager import build
 from clipcheck.sweep.cost import Flops, Rates, flops, makespan, rates, seconds_of_check
 from tests.samples import MINUTE

@@ -13,9 +13,10 @@ import pytest
 import torch
 
 import clipcheck
-from clipcheck.checkpoints.architecture import BUFFERS, ViT, specs
+from clipcheck.checkpoints.architecture import BUFFERS, ViT
 from clipcheck.checkpoints.checkpoint import Checkpoint
 from clipcheck.checkpoints.formats import open_checkpoint
+from clipcheck.checkpoints.keys import specs
 from clipcheck.checkpoints.records import MappedFile, Records
 from clipcheck.checkpoints.unpickle import read_tensors
 from clipcheck.models.torchscript import device_constants, float_casts, graphs, load_archive

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import clipcheck
-from clipcheck.checkpoints.architecture import specs
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format, same_bits
 from clipcheck.checkpoints.formats import open_checkpoint
+from clipcheck.checkpoints.keys import specs
 from clipcheck.errors import ClipcheckError, DamagedError, NotFiniteError, OutputError, RunError
 from clipcheck.writers import convert as convert_module
 from clipcheck.writers.convert import convert, write

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from clipcheck.checkpoints.architecture import BUFFERS, Activation, Architecture, specs
+from clipcheck.checkpoints.architecture import BUFFERS, Activation, Architecture
+from clipcheck.checkpoints.keys import specs
 from clipcheck.families.eager import build
 from clipcheck.writers import legacy
 from clipcheck.writers.synthesize import architecture_named, synthesize

@@ -5,16 +5,10 @@ import math
 import pytest
 import torch
 
-from clipcheck.checkpoints.architecture import (
-    ARCHITECTURES,
-    BUFFERS,
-    Architecture,
-    ResNet,
-    ViT,
-    infer,
-    specs,
-)
+from clipcheck.checkpoints.architecture import ARCHITECTURES, BUFFERS, Architecture, ResNet, ViT
 from clipcheck.checkpoints.checkpoint import same_bits
+from clipcheck.checkpoints.dimensions import infer
+from clipcheck.checkpoints.keys import specs
 from clipcheck.errors import UnknownModelError
 from clipcheck.families.eager import build
 from clipcheck.writers.synthesize import DRAWN, architecture_named, synthesize

@@ -16,12 +16,12 @@ from clipcheck.gates.result import GateResult
 from clipcheck.gates.tolerances import LIMITS
 from clipcheck.inputs.examples import Example, Prompt
 from clipcheck.report import agreement, alternative, isolation, optimised, own, patched
+from clipcheck.report.advice import next_steps
 from clipcheck.report.html import plots
 from clipcheck.report.html.pictures import Picture, picture, side_for
 from clipcheck.report.html.words import distance_text, figure, ratio, visible
 from clipcheck.report.preprocessing import headline
 from clipcheck.report.repeat import repeat_run
-from clipcheck.report.text import next_steps
 from clipcheck.report.verdict import failure, verdict, worst_first, worst_gate
 from clipcheck.results import batches
 from clipcheck.results.judgement import Judgement, Result
