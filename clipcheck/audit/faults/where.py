@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -49,9 +50,15 @@ class Where:
 
 def spots(places: Sequence[Where], architecture: Architecture) -> list[Spot]:
     """Return the places in a model of this architecture, in the order of its modules."""
-    with torch.device("meta"):
-        model = Multimodal(architecture)
+    model = _shape_of(architecture)
     return [spot for where in places for spot in _resolved(where, model)]
+
+
+@lru_cache(maxsize=4)
+def _shape_of(architecture: Architecture) -> Multimodal:
+    """Return the model without its weights, once for all faults: making it takes a second."""
+    with torch.device("meta"):
+        return Multimodal(architecture)
 
 
 def spots_in(places: Sequence[Where], model: DualEncoder) -> list[Spot]:
