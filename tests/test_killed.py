@@ -61,7 +61,7 @@ def kill(killer: subprocess.Popen[str], tmp_path: Path) -> Kill:
     return ask
 
 
-@parametrize("task", ["finding", *TASKS], quick=2)
+@parametrize("task", ["finding", *TASKS])
 def test_a_kill_before_any_step_leaves_no_partial_file(
     kill: Kill, task: str, thorough: bool
 ) -> None:
@@ -69,7 +69,7 @@ def test_a_kill_before_any_step_leaves_no_partial_file(
     assert kill(task, "at_each_step", every, *olds) >= 4
 
 
-@parametrize("task", [*TASKS, *SLOW, "finding"], quick=3)
+@parametrize("task", [*TASKS, *SLOW, "finding"], quick=2)
 def test_a_kill_within_a_file_leaves_no_partial_file(kill: Kill, task: str) -> None:
     assert kill(task, "at_sizes", 1, 100, 100_000) >= 1
 

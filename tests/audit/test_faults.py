@@ -21,7 +21,7 @@ from clipcheck.system import torchscript_support
 from clipcheck.writers.archive import write_archive
 from clipcheck.writers.synthesize import synthesize
 from tests.models import TINY, small
-from tests.thorough import quick_first
+from tests.thorough import parametrize, quick_first
 
 ALL = (*FAULTS, *CLEAN)
 CPU = torch.device("cpu")
@@ -230,7 +230,7 @@ def test_a_variant_of_one_kind_does_not_apply_to_the_other() -> None:
 # ------------------------------------------------------------------------- what they compute
 
 
-@pytest.mark.parametrize("name", TINY)
+@parametrize("name", TINY)
 def test_an_archive_without_a_plant_is_as_exact_as_float32(
     subjects: Subjects, name: str, path: Path
 ) -> None:

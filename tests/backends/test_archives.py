@@ -177,6 +177,7 @@ def test_archives_of_open_clip_in_half_take_pixels_in_half(tmp_path: Path) -> No
         assert failed(checked(path, dtype)) == set()
 
 
+@pytest.mark.thorough
 def test_a_fault_in_an_archive_of_open_clip_is_found_by_the_reference_s_names(
     tmp_path: Path,
 ) -> None:
@@ -455,6 +456,7 @@ def test_the_heads_of_a_resnet_are_reported(tmp_path: Path) -> None:
 _thorough = pytest.mark.thorough
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("module", "name", "value"),
     [

@@ -325,6 +325,7 @@ def build_slowly(folder: Path, scratch: Path, log: Path, begun: Event) -> None:
     assert Artefacts(folder, scratch).get("x.so", KEY, build).read_bytes() == b"program"
 
 
+@pytest.mark.thorough
 def test_concurrent_processes_build_once(folder: Path, scratch: Path) -> None:
     log = folder.parent / "log"
     begun = SPAWN.Event()

@@ -80,6 +80,7 @@ def test_an_epsilon_in_a_librarys_model_is_named(
     assert place.module == "visual.transformer.resblocks.0.ln_2"
 
 
+@pytest.mark.thorough
 def test_a_block_that_is_compiled_wrong_is_named(
     built: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -176,7 +176,7 @@ def hub(path: Path) -> Path:
     return snapshot / path.name
 
 
-@pytest.mark.parametrize("lay", [one_file, a_file_for_each, hub])
+@parametrize("lay", [hub, one_file, a_file_for_each])
 @parametrize("isolation", ["process", "none"], quick=1)
 def test_external_weight_files_are_run_and_compared(
     lay: Callable[[Path], Path],

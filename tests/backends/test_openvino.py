@@ -50,6 +50,7 @@ def test_a_program_is_judged_in_float32_by_default(program: Path) -> None:
     assert "weights bit for bit those of the file" in judgement.gates[0].message
 
 
+@pytest.mark.thorough
 def test_the_default_precision_of_a_cpu_is_named(program: Path) -> None:
     if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         pytest.skip("this CPU has no bfloat16")

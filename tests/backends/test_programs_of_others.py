@@ -231,6 +231,7 @@ def test_a_program_of_one_tower_is_judged_by_its_features(
     assert not backend.gives("encode_text")
 
 
+@pytest.mark.thorough
 def test_an_input_that_no_clip_model_has_is_named(model: eager.CLIP, tmp_path: Path) -> None:
     path = saved_pt2(tmp_path / "theirs.pt2", More(model), ["image", "text", "temperature"])
     with pytest.raises(UsageError, match="its input 'temperature' is not a known input"):
@@ -242,6 +243,7 @@ def test_a_program_of_another_architecture_is_refused(own: Path) -> None:
         open_file(own, architecture_named("tiny-vit"))
 
 
+@pytest.mark.thorough
 def test_a_program_is_run_at_its_fixed_batch_size(model: eager.CLIP, tmp_path: Path) -> None:
     side, length = MINUTE.image_resolution, MINUTE.context_length
     example = (torch.zeros(2, 3, side, side), torch.zeros(3, length, dtype=torch.int64))

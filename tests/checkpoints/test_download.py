@@ -358,6 +358,7 @@ print(download.fetch("fake", folder), len(hashed), flush=True)
 """
 
 
+@pytest.mark.thorough
 def test_eight_concurrent_processes_cause_one_request_and_one_hash(
     server: Server, tmp_path: Path
 ) -> None:

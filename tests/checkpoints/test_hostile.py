@@ -45,6 +45,7 @@ from tests.samples import (
     saved,
     with_field,
 )
+from tests.thorough import thorough
 
 MARK = "marked"
 """A file of this name would show that something was run."""
@@ -837,6 +838,19 @@ SAVED = {
 }  # fmt: skip
 
 
+SLOW = (
+    "200,000 keys of an archive",
+    "200,000 keys of a state dict",
+    "thirty thousand models in one file",
+    "names of many parts",
+    "objects that share one state",
+    "a header of a million keys",
+    "a directory of a hundred megabytes",
+    "many compressed records",
+    "a pickle of many bytes",
+)
+"""Attacks by size that take half a second or more."""
+
 ATTACKS = {**PICKLES, **SHAPES, **ZIPS, **SAFETENSORS, **FOLDERS, **PROGRAMS, **SAVED}
 
 
@@ -847,7 +861,7 @@ def bounded() -> Iterator[Bounded]:
     process.close()
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", [thorough(n) if n in SLOW else n for n in ATTACKS])
 def test_an_attack_is_refused_and_does_nothing_else(
     bounded: Bounded, name: str, tmp_path: Path
 ) -> None:

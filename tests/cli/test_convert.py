@@ -103,6 +103,7 @@ def test_a_name_that_says_another_format_is_refused_before_anything_is_read(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.thorough
 @parametrize(
     ("form", "dtype"),
     [("open_clip", None), ("pt2", None), ("transformers", None), ("onnx", "float16")],

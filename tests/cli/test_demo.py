@@ -38,6 +38,7 @@ def test_demo_writes_an_archive_and_finds_it_consistent(run: Run) -> None:
     assert len(run("demo", "-q").out.splitlines()) <= 6
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("minutes")
 def test_demo_of_a_fault_leads_through_what_is_found(
     run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

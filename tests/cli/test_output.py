@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.thorough import parametrize
+
 UNJUDGED = """
 from clipcheck.harness import checking
 from clipcheck.cli import app as cli
@@ -19,9 +21,7 @@ cli.main()
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")
-@pytest.mark.parametrize(
-    ("options", "on_github"), [((), False), (("--json", "-"), False), ((), True)]
-)
+@parametrize(("options", "on_github"), [((), False), (("--json", "-"), False), ((), True)])
 def test_a_full_stdout_is_reported_on_stderr(
     monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], on_github: bool
 ) -> None:

@@ -232,6 +232,7 @@ def test_one_number_is_the_mean_of_all_channels() -> None:
     assert (images.mean, images.std) == ((0.5,) * 3, (0.25,) * 3)
 
 
+@pytest.mark.thorough
 def test_a_billion_layers_are_refused_before_they_fill_the_memory() -> None:
     vision = {**VISION, "layers": 10**9, "width": 8, "head_width": 8}
     found = read_open_clip({"model_cfg": {**CONFIGS["clipa"], "vision_cfg": vision}}, Path("c"))

@@ -157,6 +157,7 @@ def test_texts_are_encoded_and_decoded(tmp_path: Path) -> None:
     assert isinstance(told[0], str)
 
 
+@pytest.mark.thorough
 def test_a_failing_text_is_shrunk_and_replayed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

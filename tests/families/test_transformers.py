@@ -135,6 +135,7 @@ def test_seeding_changes_every_weight(kind: str) -> None:
     assert alike <= {"logit_scale", "logit_bias", "temperature"}
 
 
+@pytest.mark.thorough
 @parametrize("kind", CLASSES)
 def test_export_agrees_without_warnings(
     kind: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
@@ -294,7 +295,6 @@ def test_one_tower_gives_what_the_library_gives(name: str, tmp_path: Path) -> No
 @parametrize(
     ("name", "backend"),
     [(name, backend) for name, backend in zip(LONE, ("export", "trace") * 3, strict=True)],
-    quick=2,
 )
 def test_one_tower_is_judged_by_its_one_output(name: str, backend: str, tmp_path: Path) -> None:
     write_folder(alone(name), tmp_path / "m")
@@ -306,6 +306,7 @@ def test_one_tower_is_judged_by_its_one_output(name: str, backend: str, tmp_path
     assert "the one output present" in gates["integrity"].message
 
 
+@pytest.mark.thorough
 def test_a_fault_of_one_tower_is_detected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Planted into what is exported: the candidate alone has it."""
     name = "CLIPTextModelWithProjection"

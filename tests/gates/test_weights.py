@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from clipcheck.gates import weights as module
 from clipcheck.gates.weights import Stored, WeightDifference, absent, difference, weights
+from tests.thorough import parametrize
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 NARROWER = [("float32", "float16"), ("float32", "bfloat16"), ("float64", "float32")]
@@ -53,7 +54,7 @@ def any_bits(dtype: str) -> st.SearchStrategy[list[int]]:
 
 
 @pytest.mark.parametrize("to", DTYPES)
-@pytest.mark.parametrize("dtype", DTYPES)
+@parametrize("dtype", DTYPES)
 @given(data=st.data())
 def test_a_cast_of_torch_counts_as_rounded(dtype: str, to: str, data: st.DataObject) -> None:
     reference = of_bits(data.draw(any_bits(dtype)), dtype)

@@ -97,6 +97,7 @@ def written(tmp_path: Path) -> Written:
     return write
 
 
+@pytest.mark.thorough
 def test_another_projection_is_inconsistent(minute_archive: Path, planted: Planted) -> None:
     def negate(both: loader.Both) -> None:
         both.eager_model.text_projection = torch.nn.Parameter(-both.eager_model.text_projection)
@@ -190,6 +191,7 @@ def test_more_examples_than_the_edge_cases_are_all_compared(minute_archive: Path
     assert elements == sum(images * prompts for images, prompts in SIZES) + 5 * 4
 
 
+@pytest.mark.thorough
 def test_an_exhaustive_check_walks_the_whole_vocabulary(minute_archive: Path) -> None:
     few, all_ids = (
         clipcheck.check(minute_archive, examples=EDGE_CASES, exhaustive=exhaustive).judgements[0]

@@ -21,6 +21,7 @@ from clipcheck.report.text import render
 from clipcheck.results import document
 from tests.samples import MINUTE, minute_weights
 from tests.services import Encoder, NumpyService, served
+from tests.thorough import parametrize
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +143,7 @@ class Kept(Encoder):
         raise TypeError("a handle of an engine")
 
 
-@pytest.mark.parametrize(
+@parametrize(
     ("kind", "reason"),
     [
         (Lowering, "its copy does not compute in float64 throughout: aten.to.dtype gives"),
@@ -264,7 +265,7 @@ def _scripted_visual(model: nn.Module) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize(
+@parametrize(
     ("kind", "part"),
     [
         (_compiled_visual, "the compiled module visual"),

@@ -122,7 +122,7 @@ BOTH = "in the image and text towers, judged as"
             "GELU in the text tower, judged as QuickGELU",
         ),
     ],
-    quick=5,
+    quick=2,
     ids=["erf", "tanh", "image", "heads", "epsilon", "forward", "one", "text", "two"],
 )
 def test_an_archive_that_computes_as_another_architecture_is_not_converted(
@@ -162,7 +162,7 @@ def test_the_outputs_of_forward_show_it_as_well(
     assert f"uses GELU in the {towers}, judged as QuickGELU" in refused(path)
 
 
-@pytest.mark.parametrize("texts", [3, 1])
+@parametrize("texts", [3, 1])
 def test_an_archive_of_a_single_batch_size_is_run_with_that_size(
     tmp_path: Path, texts: int
 ) -> None:
@@ -173,6 +173,7 @@ def test_an_archive_of_a_single_batch_size_is_run_with_that_size(
     assert require_convertible(open_checkpoint(path), "none").checkpoint.told
 
 
+@pytest.mark.thorough
 def test_one_traced_under_autocast_is_not_converted_to_what_it_is_further_from(
     tmp_path: Path,
 ) -> None:

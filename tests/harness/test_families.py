@@ -81,6 +81,7 @@ def test_a_sound_folder_passes_by_its_default_and_says_what_was_the_reference(
 _FAST = [name for name in SMALL if name not in ("siglip", "convnext")]
 
 
+@pytest.mark.thorough
 @parametrize(
     ("kind", "dtype"),
     [(kind, ("float16", "bfloat16")[number % 2]) for number, kind in enumerate(_FAST)],
@@ -94,6 +95,7 @@ def test_half_precision_raises_no_alarm(kind: str, dtype: str, tmp_path: Path) -
     assert "precision" in {gate.name for gate in found.gates}
 
 
+@pytest.mark.thorough
 def test_the_logits_of_a_model_with_a_bias_are_judged_by_sigmoid(tmp_path: Path) -> None:
     result = check(folder("siglip", tmp_path), backend="trace", examples=2)
     (found,) = result.judgements

@@ -141,6 +141,7 @@ def test_a_traced_archive_of_open_clip_is_judged_module_by_module(
     assert gate.figures["coverage"] == {"judged": 39, "not_judged": 0}
 
 
+@pytest.mark.thorough
 def test_a_scripted_archive_inside_of_another_model_is_found_by_its_weights(
     folder: Path, tmp_path: Path
 ) -> None:
@@ -182,7 +183,7 @@ def test_an_archive_of_coca_may_normalise_its_features_and_has_masks(tmp_path: P
     assert localize(path, reference=tmp_path / "folder", isolation="none").passed
 
 
-@parametrize("kind", ["siglip", "chinese_clip", "align", "metaclip_2", "aimv2"], quick=2)
+@parametrize("kind", ["siglip", "chinese_clip", "align", "metaclip_2", "aimv2"])
 def test_an_archive_of_transformers_takes_ids_first_and_its_mask(kind: str, tmp_path: Path) -> None:
     architecture = architecture_of(kind)
     write_folder(architecture, tmp_path / "folder")
@@ -260,7 +261,6 @@ def _scale(model: nn.Module) -> None:
         ),
         (_scale, ("forward", "normalisation, scale and product")),
     ],
-    quick=2,
 )
 def test_a_fault_is_localised(
     fault: Fault, expected: tuple[str, str], folder: Path, tmp_path: Path
@@ -274,6 +274,7 @@ def test_a_fault_is_localised(
     assert places(found) == [expected]
 
 
+@pytest.mark.thorough
 def test_localize_takes_the_configuration_or_the_reference(folder: Path, tmp_path: Path) -> None:
     """Only a reference also tells the weights that the archive should have."""
     model = build(small("clipa"))

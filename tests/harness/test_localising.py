@@ -77,12 +77,14 @@ def test_a_fault_that_shows_on_few_inputs_is_found_on_the_edge_cases(planted: Pl
     assert place.given.endswith("of the edge cases")
 
 
+@pytest.mark.thorough
 @parametrize("dtype", ["float16", "bfloat16"])
 def test_a_fault_is_found_in_lower_precision_too(planted: Planted, dtype: str) -> None:
     found = localize(planted("output-projection-transposed"), dtype=dtype)
     assert [place.module for place in found.localisation.found] == ["transformer.resblocks.0.attn"]
 
 
+@pytest.mark.thorough
 @parametrize("dtype", ["float16", "bfloat16"])
 def test_a_sound_archive_departs_nowhere_in_lower_precision(sound: Path, dtype: str) -> None:
     assert localize(sound, dtype=dtype).passed
@@ -144,6 +146,7 @@ def test_the_batches_of_the_edge_cases_are_counted_from_one() -> None:
     assert names[:2] == ["the fixed batch of the gate `modules`", "batch 1 of the edge cases"]
 
 
+@pytest.mark.thorough
 def test_of_as_many_rows_as_positions_one_comes_twice(minute_archive: Path) -> None:
     inputs = inputs_of(open_checkpoint(minute_archive).architecture)
     positions = inputs.grid**2 + 1
@@ -155,6 +158,7 @@ def test_of_as_many_rows_as_positions_one_comes_twice(minute_archive: Path) -> N
     assert localize(minute_archive).passed
 
 
+@pytest.mark.thorough
 def test_weights_that_running_changes_are_a_place_where_nothing_else_departs(
     planted: Planted,
 ) -> None:

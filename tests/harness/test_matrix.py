@@ -322,6 +322,7 @@ def known(title: str) -> Known:
     return Known(title, "https://example.org/1", "Wait.", ("torch",), ">=1")
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("negated")
 def test_a_known_failure_is_named_and_still_fails(
     archive: Path, monkeypatch: pytest.MonkeyPatch
@@ -555,6 +556,7 @@ def test_another_backend_does_not_run_a_program(
     ]
 
 
+@pytest.mark.thorough
 @parametrize("form", ["pt2", "onnx"], quick=1)
 def test_a_program_of_other_weights_is_inconsistent(
     programs: Programs, changed: Path, form: str

@@ -58,6 +58,7 @@ def cause(found: Judgement) -> Optimised:
     return found.optimised
 
 
+@pytest.mark.thorough
 @needs_log
 def test_an_approximation_by_the_optimiser_is_named_with_its_pass_and_place(
     pair: Pair, tmp_path: Path

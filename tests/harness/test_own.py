@@ -179,6 +179,7 @@ def test_the_same_data_gives_the_same_digest(
     assert only(check(archives["sound"], images=photos)).inputs != first
 
 
+@pytest.mark.thorough
 def test_the_eager_model_runs_once_for_all_backends(
     archives: dict[str, Path], photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

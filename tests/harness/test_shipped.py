@@ -53,7 +53,7 @@ def failed(found: Judgement) -> set[str]:
     return {gate.name for gate in found.gates if not gate.passed}
 
 
-@parametrize("layout", layouts.LAYOUTS, quick=2)
+@parametrize("layout", layouts.LAYOUTS)
 def test_a_sound_layout_passes_and_one_with_a_changed_weight_fails(
     layout: Layout, model: eager.CLIP, reference: Path, tmp_path: Path
 ) -> None:
@@ -90,6 +90,7 @@ class HalfImages(torch.nn.Module):
         return found
 
 
+@pytest.mark.thorough
 @parametrize("name", ["model.pt2", "model.pt"], quick=1)
 def test_weights_stored_in_half_are_rounded_in_the_reference_of_torch_programs_too(
     name: str, model: eager.CLIP, reference: Path, tmp_path: Path
@@ -116,6 +117,7 @@ class Bfloat16(Images):
         return found
 
 
+@pytest.mark.thorough
 @parametrize("dtype", ["bfloat16", "float32"], quick=1)
 def test_a_program_in_bfloat16_takes_pixels_of_either_dtype(
     dtype: str, model: eager.CLIP, reference: Path, tmp_path: Path
@@ -161,7 +163,7 @@ def test_what_a_program_does_not_give_is_not_judged(
     assert {gate.name for gate in found.gates} == judging
 
 
-@pytest.mark.parametrize(("meaning", "most"), [("colours", "1"), ("levels", "255")])
+@parametrize(("meaning", "most"), [("colours", "1"), ("levels", "255")])
 def test_other_pixels_are_suggested_and_never_assumed(
     meaning: str, most: str, model: eager.CLIP, reference: Path, tmp_path: Path
 ) -> None:

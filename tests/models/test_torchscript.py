@@ -704,7 +704,7 @@ def test_an_archive_of_other_people_is_patched_for_another_device(tmp_path: Path
     assert devices(naive) == {"cpu"}
 
 
-@pytest.mark.parametrize("missing", ["encode_image", "encode_text"])
+@parametrize("missing", ["encode_image", "encode_text"])
 def test_an_archive_without_a_method_loads_and_the_check_names_it(
     tmp_path: Path, missing: str
 ) -> None:

@@ -33,6 +33,7 @@ from clipcheck.writers.archive import Alter, write_archive
 from clipcheck.writers.synthesize import synthesize
 from tests.models import small
 from tests.samples import MINUTE
+from tests.thorough import parametrize
 
 CPU = torch.device("cpu")
 FLOAT = LIMITS["float32"]
@@ -236,7 +237,7 @@ def test_the_scale_of_attention_is_seen_and_named(judged: Judged) -> None:
     assert off(found) == [f"{block}.attn", block]
 
 
-@pytest.mark.parametrize("faulty", ["visual.ln_pre", "visual.ln_post"])
+@parametrize("faulty", ["visual.ln_pre", "visual.ln_post"])
 def test_a_fault_of_forward_alone_is_seen_and_its_method_is_named(
     judged: Judged, faulty: str
 ) -> None:

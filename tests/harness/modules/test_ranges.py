@@ -26,6 +26,7 @@ from clipcheck.system import torchscript_support
 from clipcheck.writers.archive import Alter, write_archive
 from clipcheck.writers.synthesize import synthesize
 from tests.samples import MINUTE, MINUTE_RESNET
+from tests.thorough import parametrize
 
 CPU = torch.device("cpu")
 FLOAT = LIMITS["float32"]
@@ -54,7 +55,7 @@ def worst(coverage: Coverage) -> ModuleError:
     return max(coverage.ranges, key=lambda error: ratio(error, FLOAT))
 
 
-@pytest.mark.parametrize("architecture", [MINUTE, MINUTE_RESNET], ids=["vit", "resnet"])
+@parametrize("architecture", [MINUTE, MINUTE_RESNET], ids=["vit", "resnet"])
 def test_every_module_of_a_sound_archive_is_called_alone_and_passes(
     tmp_path: Path, architecture: Any
 ) -> None:
@@ -71,7 +72,7 @@ def test_every_module_of_a_sound_archive_is_called_alone_and_passes(
     assert f", {len(alone)} on extreme inputs as well: worst error " in result.message
 
 
-@pytest.mark.parametrize(
+@parametrize(
     ("fault", "module", "given"),
     [
         ("logits-clamped-at-90", "forward", "logits from -98.1 to 100"),

@@ -135,7 +135,7 @@ def test_nothing_departs_where_the_same_is_computed_in_another_way(
         ("final-norm-missing", ("ln_final", "itself, or pooling and projection")),
         ("tokens-cut-at-40", ("token_embedding", "what it is given")),
     ],
-    quick=4,
+    quick=2,
 )
 def test_a_fault_of_the_text_tower_is_found_where_it_was_planted(
     walked: Walked, fault: str, place: tuple[str, str]
@@ -299,6 +299,7 @@ def test_behind_the_first_departure_of_a_tower_nothing_is_run(
     assert "transformer.resblocks.0.mlp.gelu" in ran
 
 
+@pytest.mark.thorough
 def test_no_more_is_held_than_two_blocks_of_each_tower_and_the_ends_of_the_towers(
     walked: Walked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -380,6 +381,7 @@ def test_what_forward_does_is_looked_at_behind_a_block_that_shares_out_its_work_
     assert named(walked(VIT, alter)) == [("forward", walking.HEAD)]
 
 
+@pytest.mark.thorough
 def test_what_departs_behind_such_a_block_is_found_after_another_tower_has_departed(
     walked: Walked,
 ) -> None:
@@ -413,6 +415,7 @@ def test_if_one_of_several_input_tensors_is_right_the_others_do_not_count(
     assert not walked(VIT, alter).found
 
 
+@pytest.mark.thorough
 def test_the_sums_after_attention_and_after_the_mlp_are_distinguished(walked: Walked) -> None:
     def alter(model: Any) -> None:
         block = model.visual.transformer.resblocks[0]
@@ -457,6 +460,7 @@ def test_an_attention_that_is_not_shown_is_judged_by_the_sum_behind_it(
     assert part == "itself, or residual sum behind attn"
 
 
+@pytest.mark.thorough
 def test_modules_over_whole_sequences_and_over_what_was_pooled_before_are_walked_through(
     walked: Walked,
 ) -> None:

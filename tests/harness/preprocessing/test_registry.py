@@ -11,6 +11,7 @@ from clipcheck.errors import UnavailableError
 from clipcheck.harness.preprocessing import differences, registry
 from clipcheck.harness.preprocessing.differences import Difference
 from tests.harness.preprocessing.samples import checkpoint
+from tests.thorough import parametrize
 
 
 def test_every_library_is_a_backend() -> None:
@@ -28,7 +29,7 @@ def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         registry.of("transformers", checkpoint(), tmp_path)
 
 
-@pytest.mark.parametrize("library", registry.LIBRARIES)
+@parametrize("library", registry.LIBRARIES)
 def test_another_vocabulary_than_clips_has_no_texts_to_compare(
     library: str, tmp_path: Path
 ) -> None:

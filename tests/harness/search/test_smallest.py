@@ -216,6 +216,7 @@ def test_ids_are_shown_as_a_text_that_gives_them(
     assert prompts_of(look(text=where(lambda _: True))[0]) == ("",)
 
 
+@pytest.mark.thorough
 def test_inputs_of_the_check_are_searched_first(
     look: Callable[..., Found], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -260,6 +261,7 @@ def test_a_fault_on_what_is_not_flat_shrinks_to_a_tiny_image(look: Callable[...,
     assert max(size) <= 16
 
 
+@pytest.mark.thorough
 def test_a_row_beyond_the_fourth_takes_five(look: Callable[..., Found]) -> None:
     def beyond(rows: np.ndarray) -> np.ndarray:
         return np.array([[OFF * (n >= 4)] for n in range(len(rows))], dtype=np.float32)

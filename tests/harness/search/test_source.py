@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from clipcheck.harness.search.source import Pool, Source
 from clipcheck.inputs.batches import MOST_ROWS, Inputs
 from clipcheck.inputs.examples import Example, Preprocessing, batch, prompts_beside
+from tests.thorough import parametrize
 
 CLIP = Inputs(resolution=32, context_length=77, vocab_size=49408, grid=4)
 OTHER = Inputs(resolution=16, context_length=8, vocab_size=100, grid=2)
@@ -122,7 +123,7 @@ def test_saved_examples_that_no_longer_fit_are_ignored() -> None:
     assert source._try_again(none, lambda _: True, 20, source._database(none)) is None
 
 
-@pytest.mark.parametrize(("kind", "sides"), [("image", "i"), ("prompt", "p"), ("pair", "ip")])
+@parametrize(("kind", "sides"), [("image", "i"), ("prompt", "p"), ("pair", "ip")])
 def test_examples_drawn_together_fill_one_batch_of_their_kind(kind: str, sides: str) -> None:
     source = Source(CLIP, "x.pt", seed=0)
     sizes = {
