@@ -16,7 +16,7 @@ import pytest
 
 SeededArchive = Callable[..., Path]
 
-EXAMPLES, THOROUGH_EXAMPLES = 25, 100
+EXAMPLES, THOROUGH_EXAMPLES = 25, 50
 """Examples of each Hypothesis test, in a plain run and with --thorough."""
 
 _LEFT_OUT = pytest.StashKey[int]()

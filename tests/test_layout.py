@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from itertools import takewhile
@@ -60,6 +61,7 @@ def module_of(path: Path) -> str:
 MODULES = {module_of(path): path for path in files()}
 
 
+@functools.cache
 def imported_modules(path: Path) -> set[str]:
     """Return everything that a file imports, also inside of functions and for types."""
     found: set[str] = set()

@@ -149,6 +149,7 @@ def test_several_seeds_kinds_of_weights_and_dtypes_are_all_judged() -> None:
     assert listener.shares[-1] == 1.0
 
 
+@pytest.mark.thorough
 def test_with_localize_a_fault_is_found_where_it_was_planted(localised: Audit) -> None:
     assert localised.passed
     assert {f.name for f in localised.sought} == set(LOCALISED) - {"relu-by-clamp"}
@@ -158,6 +159,7 @@ def test_with_localize_a_fault_is_found_where_it_was_planted(localised: Audit) -
         assert finding.localisation.found
 
 
+@pytest.mark.thorough
 def test_weights_changed_by_a_run_are_localised_to_their_module(localised: Audit) -> None:
     (place,) = of(localised, "running-mean-updated", "tiny-resnet").localisation.found  # type: ignore[union-attr]
     assert place.part == "its running_mean, which running changes"

@@ -101,11 +101,7 @@ def cases(variants: tuple[Variant, ...], *quick: tuple[str, str]) -> Any:
     return pytest.mark.parametrize(("backend", "name", "variant"), cases)
 
 
-@cases(
-    BACKEND_FAULTS,
-    ("transformers", "heads-by-halves"),
-    ("trace", "features-normalised"),
-)
+@cases(BACKEND_FAULTS, ("trace", "features-normalised"))
 def test_a_fault_is_caught(
     benches: dict[str, Bench], backend: str, name: str, variant: Variant, tmp_path: Path
 ) -> None:

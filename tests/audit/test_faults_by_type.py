@@ -26,8 +26,8 @@ from tests.thorough import parametrize
 
 ALL = (*TYPE_FAULTS, *CLEAN_TYPES)
 
-QUICK = ("epsilons-of-another-library", "padding-attended-to", "image-layer-in-bfloat16")
-"""Three faults: a weak one, one of a text model of transformers, and one of precision."""
+QUICK = ("epsilons-of-another-library", "padding-attended-to")
+"""A weak fault, and one of a text model of transformers."""
 
 CLEAN = "attentions-step-by-step"
 
@@ -52,7 +52,7 @@ def test_faults_are_caught_and_a_clean_variant_passes() -> None:
     assert [finding.name for finding in found.faults if not finding.localised] == []
     assert found.faults == found.sought
     assert {finding.architecture for finding in found.findings} == {"roberta"}
-    assert (len(found.faults), len(found.clean)) == (3, 1)
+    assert (len(found.faults), len(found.clean)) == (2, 1)
 
 
 FAST = ("clipa", "metaclip2", "coca", "roberta", "convnext")

@@ -256,12 +256,8 @@ def test_outputs_of_forward_are_judged_and_missing_ones_listed(tmp_path: Path, n
     ("name", "output", "tower"),
     [
         ("image", "image_features", "image"),
-        ("text", "text_features", "text"),
-        ("per-image", "logits_per_image", "logits"),
         ("per-text", "logits_per_text", "logits"),
-        ("features", "text_features", "text"),
         ("named", "text_features", "text"),
-        ("all", "text_features", "text"),
     ],
     quick=1,
 )
@@ -414,12 +410,10 @@ GELU = Departure("GELU", "QuickGELU")
     ("alter", "expected"),
     [
         (lambda m: with_gelu(m, ""), {"image": GELU, "text": GELU}),
-        (lambda m: with_gelu(m, "visual"), {"image": GELU}),
         (
             lambda m: with_gelu(m, "transformer", "tanh"),
             {"text": Departure("GELU approximated by tanh", "QuickGELU")},
         ),
-        (lambda m: with_heads(m, 2), {"image": Departure("2 heads", "1 head")}),
         (
             lambda m: with_heads(with_gelu(m, "visual"), 4),
             {"image": Departure("GELU and 4 heads", "QuickGELU and 1 head")},
@@ -428,13 +422,9 @@ GELU = Departure("GELU", "QuickGELU")
             lambda m: with_epsilon(m, 1e-12),
             {"text": Departure("epsilon 1e-12", "epsilon 1e-05")},
         ),
-        (
-            lambda m: with_epsilon(m, 1e-6),
-            {"text": Departure("epsilon 1e-06", "epsilon 1e-05")},
-        ),
     ],
     quick=2,
-    ids=["gelu", "image", "text-tanh", "heads", "gelu-heads", "epsilon", "epsilon-timm"],
+    ids=["gelu", "text-tanh", "gelu-heads", "epsilon"],
 )
 def test_the_architecture_that_an_archive_computes_is_reported(
     tmp_path: Path, alter: Callable[[Any], Any], expected: dict[str, Departure]
@@ -453,20 +443,13 @@ def test_the_heads_of_a_resnet_are_reported(tmp_path: Path) -> None:
     assert judged.alternative == {"image": Departure("2 heads", "1 head")}
 
 
-_thorough = pytest.mark.thorough
-
-
 @pytest.mark.thorough
 @pytest.mark.parametrize(
     ("module", "name", "value"),
     [
         # Nearer to 1e-12 in all of the tower than to 1e-5, by chance.
         pytest.param("visual.ln_pre", "eps", 1e-6, id="ln_pre"),
-        pytest.param(
-            "visual.transformer.resblocks.0.mlp", "gelu", nn.ReLU(), id="relu", marks=_thorough
-        ),
-        pytest.param("visual.ln_post", "eps", 1e-4, id="ln_post", marks=_thorough),
-        pytest.param("ln_final", "eps", 1e-6, id="ln_final", marks=_thorough),
+        pytest.param("visual.transformer.resblocks.0.mlp", "gelu", nn.ReLU(), id="relu"),
     ],
 )
 def test_a_fault_is_not_reported_as_another_architecture(

@@ -67,6 +67,7 @@ def test_a_weight_with_other_bits_is_named(made: Source, program: Path) -> None:
     assert found.differing == {"ln_final.bias": "the program has other bits than the file"}
 
 
+@pytest.mark.thorough
 def test_a_missing_weight_is_named(made: Source, program: Path) -> None:
     weights = {**made.model.state_dict(), "more": torch.zeros(1)}
     found = Export.open_program(
@@ -77,6 +78,7 @@ def test_a_missing_weight_is_named(made: Source, program: Path) -> None:
     assert found.differing == {"more": "the program does not have it"}
 
 
+@pytest.mark.thorough
 def test_weights_with_other_names_are_not_compared(made: Source, program: Path) -> None:
     weights = {"theirs": torch.zeros(1)}
     found = Export.open_program(
@@ -99,6 +101,7 @@ def test_a_cached_program_is_loaded(
     assert_same(again.outputs(pixels, tokens), backend.outputs(pixels, tokens))
 
 
+@pytest.mark.thorough
 def test_the_artefact_depends_on_weights_versions_and_dtype(
     made: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,6 +141,7 @@ def test_an_error_of_torch_is_translated(
         Export.build(fresh)
 
 
+@pytest.mark.thorough
 def test_a_program_of_another_architecture_is_refused(program: Path) -> None:
     with pytest.raises(ArchitectureError, match=r"its input 'pixels' has shape \[any, 3, "):
         Export.open_program(

@@ -40,6 +40,7 @@ def check(program: Path, **options: Any) -> clipcheck.Result:
     return clipcheck.check(program, examples=4, device="cpu", isolation="none", **options)
 
 
+@pytest.mark.thorough
 def test_a_program_is_judged_in_float32_by_default(program: Path) -> None:
     assert kind_of(program) is Format.OPENVINO
     result = check(program)  # against the archive beside it
@@ -98,6 +99,7 @@ def test_another_precision_than_requested_is_a_doubt(
     assert _computes(compiled, wanted)[1] == doubts
 
 
+@pytest.mark.thorough
 def test_a_program_without_its_weights_is_refused(program: Path, tmp_path: Path) -> None:
     shutil.copy(program, tmp_path / "model.xml")
     with pytest.raises(CheckpointError, match=r"in model.bin, found no such file"):

@@ -99,7 +99,7 @@ def number(value: int) -> bytes:
     return b"\x8a\x09" + value.to_bytes(9, "little", signed=True)
 
 
-SLOW = "".join(map(chr, range(0x4E00, 0x9E00))) * 8
+LARGE = "".join(map(chr, range(0x4E00, 0x9E00))) * 8
 """Text that takes its length squared to write as punycode."""
 
 COMMAND = text(f"touch {MARK}")
@@ -259,7 +259,7 @@ PICKLES = {
     ),
     "a slow codec that torch allows": of(
         lambda: state_dict(
-            b"\x80\x02c_codecs\nencode\n" + text(SLOW) + text("punycode") + b"\x86R."
+            b"\x80\x02c_codecs\nencode\n" + text(LARGE) + text("punycode") + b"\x86R."
         ),
         ASKS.format(r"_codecs\.encode"),
     ),
@@ -838,7 +838,7 @@ SAVED = {
 }  # fmt: skip
 
 
-SLOW = (
+BULKY = (
     "200,000 keys of an archive",
     "200,000 keys of a state dict",
     "thirty thousand models in one file",
@@ -861,7 +861,7 @@ def bounded() -> Iterator[Bounded]:
     process.close()
 
 
-@pytest.mark.parametrize("name", [thorough(n) if n in SLOW else n for n in ATTACKS])
+@pytest.mark.parametrize("name", [thorough(n) if n in BULKY else n for n in ATTACKS])
 def test_an_attack_is_refused_and_does_nothing_else(
     bounded: Bounded, name: str, tmp_path: Path
 ) -> None:

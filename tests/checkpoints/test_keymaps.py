@@ -21,6 +21,7 @@ from clipcheck.errors import ArchitectureError, UnavailableError
 from clipcheck.writers.synthesize import synthesize
 from tests.oracles import open_clip
 from tests.samples import MINUTE, Weights, minute_weights
+from tests.thorough import parametrize
 
 VITS = [name for name, a in ARCHITECTURES.items() if isinstance(a.vision, ViT)]
 RESNET = Architecture(
@@ -70,7 +71,7 @@ CASES = [
 # ------------------------------------------------------------------ the libraries' own keys
 
 
-@pytest.mark.parametrize(("layout", "name"), CASES)
+@parametrize(("layout", "name"), CASES, quick=9)
 def test_keys_and_shapes_are_those_of_the_librarys_own_model(layout: Layout, name: str) -> None:
     architecture = ARCHITECTURES[name]
     with torch.device("meta"):

@@ -192,6 +192,7 @@ def test_an_option_in_a_file_that_there_is_not_is_refused(
     assert "The nearest name is 'examples'" in done.err
 
 
+@pytest.mark.thorough
 def test_a_model_of_a_training_checkpoint_is_judged(run: Run, several: Path) -> None:
     asked = (
         "--backend",
@@ -337,6 +338,7 @@ def test_a_failing_input_that_cannot_be_kept_does_not_hide_the_verdict(
     assert "expected a temporary folder for the failing inputs, found none" in done.err
 
 
+@pytest.mark.thorough
 def test_check_runs_the_requested_backends_against_a_reference(run: Run, tmp_path: Path) -> None:
     archive, weights = minute(tmp_path / "minute.pt"), tmp_path / "weights.pt"
     assert run("convert", archive, "-o", weights, "--format", "state-dict").code == 0

@@ -41,7 +41,7 @@ def test_the_float64_copy_computes_both_towers_in_float64(kind: str) -> None:
     assert {b.dtype for b in twin.buffers() if b.is_floating_point()} <= {torch.float64}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@parametrize("kind", KINDS, quick=2)
 def test_the_eager_model_is_within_float32_rounding_of_its_float64_copy(kind: str) -> None:
     require_near(small(kind))
 

@@ -515,6 +515,7 @@ def test_a_sound_model_with_sharp_attention_is_not_rejected_in_bfloat16(tmp_path
     assert logits["max_abs"] > LIMITS["bfloat16"].logit_cap(100)
 
 
+@pytest.mark.thorough
 def test_what_overflows_in_the_eager_model_as_well_could_not_be_judged(tmp_path: Path) -> None:
     weights = minute_weights()
     weights["ln_final.weight"] *= 1e6  # Beyond half precision, and well within float32.
@@ -575,6 +576,7 @@ def test_one_checkpoint_that_needs_no_other_dtype_is_judged_in_float32(
     assert default_dtypes(single, gpu) == ("float32",)
 
 
+@pytest.mark.thorough
 def test_a_weight_that_is_not_used_fails_integrity(written: Written) -> None:
     def skip(model: Any) -> None:
         model.transformer.resblocks[0].forward = lambda x: x

@@ -311,6 +311,7 @@ def test_an_archive_of_another_family_is_refused_with_a_key(tmp_path: Path, fold
     assert "--reference FOLDER" in found.remedy
 
 
+@pytest.mark.thorough
 def test_other_weights_than_the_reference_s_fail(tmp_path: Path, folder: Path) -> None:
     archive = traced(build(small("clipa"), seed=1), small("clipa"), tmp_path / "model.pt")
     found = judged(archive, folder)

@@ -136,6 +136,7 @@ def negated(monkeypatch: pytest.MonkeyPatch) -> None:
 # ------------------------------------------------------------------- several backends of one file
 
 
+@pytest.mark.thorough
 def test_backends_of_one_checkpoint_share_the_references(
     archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -502,6 +503,7 @@ def test_weights_alone_need_a_backend_or_a_reference(weights: Path) -> None:
     assert check(weights, "trace").passed
 
 
+@pytest.mark.thorough
 def test_a_program_is_no_reference(archive: Path, programs: Programs) -> None:
     error = str(only(check(archive, reference=programs["pt2"])).error)
     assert "expected a reference with weights, found a program (pt2)" in error

@@ -271,6 +271,7 @@ def test_images_of_each_kind_come_up() -> None:
     assert not missing(images(), IMAGE_FEATURES, 1600)
 
 
+@pytest.mark.thorough
 def test_most_images_are_small_so_that_two_hundred_are_quick() -> None:
     started = time.perf_counter()
     sides = [max(image.size) for image in drawn(images())]
@@ -601,6 +602,7 @@ def test_prompts_of_all_lengths_up_to_the_context_and_beyond_come_up(context_len
         assert len(within) > 0.04 * len(lengths), (low, high)
 
 
+@pytest.mark.thorough
 def test_the_whole_words_are_in_the_order_of_their_tokens_and_quickly_there() -> None:
     default_tokenizer()
     whole_words.cache_clear()
@@ -619,6 +621,7 @@ def test_the_simplest_prompt_is_one_short_word() -> None:
     assert simplest(prompts()) == "a"
 
 
+@pytest.mark.thorough
 def test_a_fault_of_rare_ids_shrinks_to_the_lowest_word_with_one() -> None:
     lowest = next(word for word in whole_words() if ids_of(word)[0] > 40000)
     found = simplest(prompts(), lambda text: any(40000 < i < START_TOKEN for i in ids_of(text)))

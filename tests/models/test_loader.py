@@ -598,7 +598,7 @@ def drift(model: Any) -> None:
     norm.forward = drifting
 
 
-@pytest.mark.parametrize(
+@parametrize(
     ("alter", "changed"),
     [
         (follow_the_batch, ["visual.bn2.running_mean", "visual.bn2.running_var"]),

@@ -41,9 +41,7 @@ def counted(architecture: Architecture) -> Flops:
     return Flops(*found)
 
 
-@parametrize(
-    "name", sorted(ARCHITECTURES, key=["RN50", "ViT-B/32"].__contains__, reverse=True), quick=2
-)
+@parametrize("name", sorted(ARCHITECTURES, key=["RN50", "ViT-B/32"].__contains__, reverse=True))
 def test_operations_are_those_that_torch_counts(name: str) -> None:
     architecture = ARCHITECTURES[name]
     image, text = counted(architecture)

@@ -103,6 +103,7 @@ def test_a_pt2_file_may_have_any_name_and_torch_may_warn_of_others_again(
         logger.removeHandler(caplog.handler)
 
 
+@pytest.mark.thorough
 def test_warnings_about_unfolded_constants_are_hidden(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

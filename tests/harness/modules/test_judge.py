@@ -261,6 +261,7 @@ def test_a_fault_of_forward_alone_is_seen_and_its_method_is_named(
     assert modules(found, FLOAT).message.startswith(f"{faulty} (forward1): error ")
 
 
+@pytest.mark.thorough
 def test_forward_is_not_listened_to_where_both_towers_end_as_in_the_encoders(
     judged: Judged, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -395,6 +396,7 @@ def patches_first(model: Any) -> None:
     visual.forward = forward
 
 
+@pytest.mark.thorough
 def test_a_module_over_other_shapes_is_not_judged_and_says_so(judged: Judged) -> None:
     found = judged(VIT, patches_first)
     assert found.skipped == {"visual.conv1": OTHER_SHAPES}

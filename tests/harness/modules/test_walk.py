@@ -232,6 +232,7 @@ def test_a_single_row_is_enough(walked: Walked) -> None:
     assert [place.part for place in found.found] == ["", ""]
 
 
+@pytest.mark.thorough
 def test_what_is_not_finite_is_a_departure_and_what_follows_from_it_is_not(walked: Walked) -> None:
     def alter(model: Any) -> None:
         norm = model.transformer.resblocks[0].ln_2
@@ -490,6 +491,7 @@ def test_modules_over_whole_sequences_and_over_what_was_pooled_before_are_walked
         assert not walked(VIT, alter).found
 
 
+@pytest.mark.thorough
 def test_a_module_over_other_shapes_does_not_end_the_walk(walked: Walked) -> None:
     def alter(model: Any) -> None:
         visual, conv1 = model.visual, model.visual.conv1
