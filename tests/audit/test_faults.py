@@ -177,6 +177,11 @@ def some(variants: tuple[Variant, ...]) -> tuple[Variant, ...]:
     return tuple({variant.family: variant for variant in reversed(shown)}.values())
 
 
+def some_clean() -> tuple[Variant, ...]:
+    """Return every third clean variant, and one for a ResNet. `clipcheck audit` requires all."""
+    return tuple(v for v in CLEAN if v.name == "batch-norm-folded" or v in CLEAN[::3])
+
+
 def cases(variants: tuple[Variant, ...], *quick: str) -> Any:
     """Pair each variant with the first small architecture that it applies to."""
     first = {v.name: next(name for name in TINY if v.applies_to(small(name))) for v in variants}
@@ -243,14 +248,14 @@ def test_an_archive_without_a_plant_is_as_exact_as_float32(
     assert error(subjects[name], nothing, path) < MOST_OF_CLEAN
 
 
-@cases(some(FAULTS), "causal-mask-missing", "query-and-key-swapped", "stem-padded-by-replication")
+@cases(some(FAULTS), "causal-mask-missing", "stem-padded-by-replication")
 def test_a_fault_changes_the_outputs(
     subjects: Subjects, name: str, variant: Variant, path: Path
 ) -> None:
     assert error(subjects[name], variant, path) > LEAST_OF_FAULTS
 
 
-@cases(CLEAN, "batch-norm-folded", "fused-attention")
+@cases(some_clean(), "batch-norm-folded")
 def test_a_clean_variant_does_not_change_the_outputs(
     subjects: Subjects, name: str, variant: Variant, path: Path
 ) -> None:
@@ -258,9 +263,8 @@ def test_a_clean_variant_does_not_change_the_outputs(
 
 
 @cases(
-    tuple(variant for variant in FAULTS if variant.family == "state"),
+    tuple(v for v in FAULTS if v.name in ("running-mean-updated", "logit-scale-drifts")),
     "running-mean-updated",
-    "logit-scale-drifts",
 )
 def test_planting_a_fault_does_not_change_weights_yet(
     subjects: Subjects, name: str, variant: Variant, path: Path

@@ -27,6 +27,7 @@ from clipcheck.writers.convert import write
 from clipcheck.writers.synthesize import synthesize
 from tests.oracles import open_clip
 from tests.samples import MINUTE, MINUTE_RESNET, minute_weights, saved
+from tests.thorough import parametrize
 
 GELU = MINUTE.with_blocks(activation=Activation.GELU)
 RUN = "2026_01_01-12_00_00-model_{}-lr_0.0005-b_64-j_4-p_amp"
@@ -482,7 +483,7 @@ OTHER = [
 
 
 @pytest.mark.parametrize("form", [Format.SAFETENSORS, Format.ARCHIVE])
-@pytest.mark.parametrize("architecture", OTHER, ids=Architecture.departures)
+@parametrize("architecture", OTHER, ids=Architecture.departures)
 def test_written_files_record_their_architecture(
     tmp_path: Path, architecture: Architecture, form: Format
 ) -> None:

@@ -71,6 +71,7 @@ def test_a_fault_that_shows_on_any_input_is_found_on_the_first(planted: Planted)
     assert not found.passed
 
 
+@pytest.mark.thorough
 def test_a_fault_that_shows_on_few_inputs_is_found_on_the_edge_cases(planted: Planted) -> None:
     (place,) = localize(planted("empty-prompts", VIT)).localisation.found
     assert place.module == "text_projection"

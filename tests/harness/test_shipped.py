@@ -351,6 +351,7 @@ def test_files_that_cannot_be_two_towers_are_not_judged(
     assert result.exit_code == 2
 
 
+@pytest.mark.thorough
 def test_towers_of_different_models_are_recognised_by_their_weights_and_fail(
     model: eager.CLIP, immich: Path, reference: Path, tmp_path: Path
 ) -> None:

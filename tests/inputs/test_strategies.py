@@ -852,7 +852,7 @@ def test_nine_in_ten_examples_are_distinct(name: str) -> None:
     assert len({bits(example) for example in examples}) >= 180
 
 
-@pytest.mark.parametrize("name", ALL)
+@parametrize("name", ALL, quick=2)
 def test_the_same_seed_gives_the_same_examples_and_another_gives_others(name: str) -> None:
     first, again, other = ([bits(e) for e in drawn(ALL[name], 20, seed)] for seed in (1, 1, 2))
     assert first == again

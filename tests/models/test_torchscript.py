@@ -232,7 +232,7 @@ def test_a_layer_in_another_dtype_than_the_models_stays_in_it(
 
 
 @parametrize("dtype", SCALAR_TYPES, quick=2)
-@pytest.mark.parametrize("a", [MINUTE, MINUTE_RESNET], ids=["vit", "resnet"])
+@parametrize("a", [MINUTE, MINUTE_RESNET], ids=["vit", "resnet"])
 def test_casts_to_the_dtype_of_the_weights_are_rewritten(
     tmp_path: Path, a: Architecture, dtype: torch.dtype
 ) -> None:

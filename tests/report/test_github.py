@@ -7,6 +7,7 @@ import pytest
 from clipcheck.report import annotations, github, markdown
 from clipcheck.results.judgement import Result
 from tests.report import ENVIRONMENT, PASSED, failed, failing_result
+from tests.thorough import parametrize
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def test_a_summary_that_cannot_be_written_is_reported(
     assert problem.startswith(f"{summary / 'below'}: the summary cannot be written (")
 
 
-@pytest.mark.parametrize("before", [0, 300_000])
+@parametrize("before", [0, 300_000])
 def test_a_summary_takes_no_more_than_github_shows(summary: Path, before: int) -> None:
     summary.write_bytes(b"x" * before)
     many = Result((PASSED, *[failed(f"{number}.pt") for number in range(3000)]), ENVIRONMENT)

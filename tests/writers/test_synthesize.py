@@ -13,6 +13,7 @@ from clipcheck.errors import UnknownModelError
 from clipcheck.families.eager import build
 from clipcheck.writers.synthesize import DRAWN, architecture_named, synthesize
 from tests.models import TINY, inputs, small
+from tests.thorough import parametrize
 
 Weights = dict[str, torch.Tensor]
 
@@ -190,7 +191,7 @@ def test_initial_weights_have_the_sizes_that_training_starts_from(
 
 
 @pytest.mark.parametrize("kind", DRAWN)
-@pytest.mark.parametrize("name", DEEP)
+@parametrize("name", DEEP)
 def test_activations_stay_within_half_precision_in_every_kind(name: str, kind: str) -> None:
     made = synthesize(DEEP[name], kind=kind)
     weights = {k: t.float() if t.is_floating_point() else t for k, t in made.items()}

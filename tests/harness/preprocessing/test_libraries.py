@@ -21,6 +21,7 @@ from clipcheck.inputs.strategies import images, prompts
 from clipcheck.inputs.vocabulary_files import vocabulary_files
 from tests.harness.preprocessing.conftest import Candidates
 from tests.harness.preprocessing.samples import LENGTH, NOWHERE, SIDE, SMALL, checkpoint, told
+from tests.thorough import parametrize
 
 
 def striped(mode: str, width: int = 40, height: int = 50) -> Image.Image:
@@ -149,7 +150,7 @@ def of(made: list[Candidate], kind: str) -> list[Candidate]:
     return [each for each in made if each.kind == kind]
 
 
-@pytest.mark.parametrize(
+@parametrize(
     "changes",
     [
         {"image_mean": [0.5, 0.5, 0.5]},
@@ -160,6 +161,7 @@ def of(made: list[Candidate], kind: str) -> list[Candidate]:
         {"crop_size": {"height": 32, "width": 32}},
         {"size": {"height": SIDE, "width": SIDE}},
     ],
+    quick=2,
 )
 def test_a_folder_with_other_preprocessing_gets_an_unknown_difference(
     tmp_path: Path, changes: dict[str, object]

@@ -40,6 +40,7 @@ from tests.report.html.judgements import (
     showing,
 )
 from tests.report.html.reading import Page
+from tests.thorough import parametrize
 
 HTML = "</pre></script><script>alert(1)</script><img src=x onerror=alert(1)>&amp;"
 
@@ -392,7 +393,7 @@ def test_an_attribute_does_not_end_where_a_name_has_a_quote() -> None:
     assert any(sly in label for label in found.values("aria-label"))
 
 
-@pytest.mark.parametrize("letter", ["\0", "\x1b", "\x85", "\u202e", "\u2066", "\ud800", "\ufeff"])
+@parametrize("letter", ["\0", "\x1b", "\x85", "\u202e", "\u2066", "\ud800", "\ufeff"], quick=2)
 def test_invisible_characters_are_spelled_out(letter: str) -> None:
     named = replace(
         showing(f"a{letter}b"),
