@@ -46,7 +46,7 @@ def test_a_plain_run_says_how_many_it_left_out(here: pytest.Pytester, workers: s
 def test_a_thorough_run_leaves_nothing_out(here: pytest.Pytester) -> None:
     result = here.runpytest_subprocess("-n0", "-p", "no:anyio", "-rP", "--thorough")
     result.assert_outcomes(passed=3)
-    assert "examples 100 True" in result.stdout.str()
+    assert "examples 50 True" in result.stdout.str()
     assert "deselected" not in result.stdout.str()
 
 
