@@ -598,8 +598,29 @@ def _load_safetensors(path: Path, head: bytes) -> tuple[dict[str, torch.Tensor],
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
+        _require_model(metadata, path)
         return load_file(path), metadata.get(METADATA)
     except (SafetensorError, ValueError, OSError) as error:
         raise DamagedError(
             f"not a valid safetensors file ({first_line(error)[:120]})", path=path
         ) from error
+
+
+_REMEDIES = {
+    '{"kind": "pin",': (
+        "a pin",
+        "Judge a checkpoint or program by it: clipcheck check FILE --pinned PIN.",
+    ),
+    '{"kind": "outputs",': ("outputs of a check", "Judge them again: clipcheck rejudge FOLDER."),
+}
+"""Names and remedies of clipcheck's own safetensors files, by how their header begins."""
+
+
+def _require_model(metadata: Mapping[str, str], path: Path) -> None:
+    for begin, (what, remedy) in _REMEDIES.items():
+        if metadata.get("clipcheck", "").startswith(begin):
+            raise UnknownFormatError(
+                f"expected a checkpoint, found {what} that clipcheck wrote",
+                remedy=remedy,
+                path=path,
+            )

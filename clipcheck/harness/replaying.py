@@ -12,6 +12,7 @@ from clipcheck.backends.loading import build, opened_sides, require_runs
 from clipcheck.backends.registry import parse
 from clipcheck.backends.sandboxes import isolation_named, prepare, sandbox_for
 from clipcheck.checkpoints.architecture import Dimensions
+from clipcheck.checkpoints.checkpoint import Program
 from clipcheck.checkpoints.formats import require_found
 from clipcheck.checkpoints.opening import open_pair, weights_of
 from clipcheck.errors import ReplayError
@@ -107,6 +108,13 @@ def replay(
     inputs = inputs_of(found)
     _require_fit(saved.example, inputs, path)
     choice = parse(saved.backend, own=False)
+    if isinstance(subject, Program) and subject.format not in choice.backend.runs_programs:
+        raise ReplayError(
+            f"expected a checkpoint that {choice} runs, in which the input failed; found a program "
+            f"({subject.format})",
+            remedy=f"Check the program: clipcheck check {name}.",
+            path=subject.path,
+        )
     require_runs(choice, subject)
     given = batch(saved.example, Preprocessing.of(inputs))
     with (

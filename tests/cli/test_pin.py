@@ -23,6 +23,8 @@ def test_a_pin_is_written_and_the_same_checkpoint_agrees_with_it(
     assert done.code == 0
     assert done.out.endswith("CONSISTENT: 1 checkpoint agrees with the pin.\n")
     assert run("check", minute_archive, "--pinned", minute_archive).code == 2
+    shown = run("inspect", path)
+    assert (shown.code, "found a pin that clipcheck wrote" in shown.err) == (2, True)
 
 
 def test_weights_of_unknown_activation_are_not_pinned(

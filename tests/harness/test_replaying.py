@@ -19,7 +19,6 @@ from clipcheck.errors import (
     ArchitectureError,
     OutputError,
     ReplayError,
-    UnavailableError,
     UnknownModelError,
 )
 from clipcheck.harness.replaying import replay
@@ -451,5 +450,8 @@ def test_a_program_is_not_taken_for_the_checkpoint_that_it_was_made_of(
     (folder / "example.json").write_text(
         json.dumps({**document, "backend": "trace", "reference_checkpoint": str(faulty)})
     )
-    with pytest.raises(UnavailableError, match="trace does not run programs of the format onnx"):
+    with pytest.raises(
+        ReplayError, match=r"a checkpoint that trace runs, .*found a program"
+    ) as caught:
         replay(folder, checkpoint=str(program))
+    assert caught.value.remedy == f"Check the program: clipcheck check {program}."
