@@ -140,6 +140,16 @@ def no_github_job(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def same_threads() -> Iterator[None]:
+    """Fail a file that leaves another number of torch's threads. With more of them than cores, each
+    later test of the process took up to eight times as much processor time."""
+    torch = sys.modules.get("torch")
+    before = torch and torch.get_num_threads()
+    yield
+    assert torch is None or torch.get_num_threads() == before
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_artefact_cache(
     tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
