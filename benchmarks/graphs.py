@@ -95,12 +95,14 @@ def found(bench: Bench, variant: Variant, backend: str) -> Entry:
 
 
 def report(entries: Sequence[Entry], folder: Path | None) -> None:
-    columns = ["model", "program", "faults caught", "by the classic assertion"]
+    columns = ["model", "program", "variants tried", "faults caught", "by the classic assertion"]
     columns += ["most by `modules`", "right module", "clean variants passed", "not exportable"]
     with table("graphs", columns, folder) as row:
         for model, backend in dict.fromkeys((e["model"], e["backend"]) for e in entries):
             here = [e for e in entries if (e["model"], e["backend"]) == (model, backend)]
-            row(model, backend, *cells([e for e in here if "refused" not in e]), refused(here))
+            tried = f"{len(here)} of {len(wanted(model, [backend], None))}"
+            judged = [e for e in here if "refused" not in e]
+            row(model, backend, tried, *cells(judged), refused(here))
     for entry in entries:
         if "refused" not in entry and not is_right(entry):
             print(f"{' '.join(key(entry))}: {entry['gate']}, {entry['places']}")
