@@ -16,6 +16,7 @@ from clipcheck.audit.findings import Audit, Finding
 from clipcheck.backends import registry
 from clipcheck.backends.base import Missing
 from clipcheck.checkpoints.architecture import ARCHITECTURES, ResNet, ViT
+from clipcheck.checkpoints.keys import count_parameters
 from clipcheck.errors import RunError, UnavailableError, UnknownModelError, UsageError
 from clipcheck.gates.localisation import Localisation, Place, tower_of
 from clipcheck.system.processes import Outcome
@@ -227,7 +228,7 @@ def test_jobs_of_a_model_are_consecutive_and_spare_cores_become_threads(
     assert [job.number for job in jobs] == list(range(4))
     assert [job.model for job in jobs] == [models[0]] * 2 + [models[1]] * 2
     assert {job.threads for job in jobs} == {2}
-    sizes = [architecture_named(name).parameters for name in TINY]
+    sizes = [count_parameters(architecture_named(name)) for name in TINY]
     assert [job.memory for job in jobs] == [16 * sizes[0]] * 2 + [16 * sizes[1]] * 2
     assert {job.threads for job in auditing._jobs(models, ["jit"], few, 3, localize=False)} == {3}
 
