@@ -16,7 +16,7 @@ import torch
 
 from clipcheck.checkpoints.architecture import Architecture, ResNet, ViT
 from clipcheck.checkpoints.checkpoint import Format
-from clipcheck.checkpoints.configs import open_clip_config
+from clipcheck.checkpoints.configs_of_open_clip import open_clip_config
 from clipcheck.writers.convert import write
 from clipcheck.writers.synthesize import synthesize
 

@@ -14,7 +14,7 @@ from clipcheck.backends.source import Source
 from clipcheck.checkpoints import directories
 from clipcheck.checkpoints.architecture import Activation, Architecture, ViT
 from clipcheck.checkpoints.checkpoint import Format
-from clipcheck.checkpoints.configs import open_clip_config, open_clip_lacks
+from clipcheck.checkpoints.configs_of_open_clip import open_clip_config, open_clip_lacks
 from clipcheck.checkpoints.keymaps import Layout, from_layout, layout_of, module_in, to_layout
 from clipcheck.checkpoints.told import OPEN_CLIP
 from clipcheck.errors import UnfitError

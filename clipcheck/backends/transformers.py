@@ -15,7 +15,7 @@ from clipcheck.backends.modules import ModuleBackend
 from clipcheck.backends.source import Source
 from clipcheck.checkpoints.architecture import ResNet, ViT
 from clipcheck.checkpoints.checkpoint import Format
-from clipcheck.checkpoints.configs import ACTIVATIONS
+from clipcheck.checkpoints.configs_of_transformers import ACTIVATIONS
 from clipcheck.checkpoints.keymaps import Layout, from_layout, module_in
 from clipcheck.gates.integrity import Evidence
 from clipcheck.system.transformers_logging import quiet

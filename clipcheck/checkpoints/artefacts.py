@@ -112,7 +112,7 @@ _ARITHMETIC = (
 
 
 def kind_of(path: Path) -> Format | None:
-    """Return ``pt2``, ``onnx`` or ``openvino`` by the content of the file, or None.
+    """Return ``pt2``, ``onnx``, ``openvino`` or ``executorch`` by the file's content, or None.
 
     Raises:
         CheckpointError: the file cannot be read, is an ONNX program that was cut off, or is a zip

@@ -1,22 +1,17 @@
-"""Recognise the format of a file by its content, and read its tensors through a memory map.
-
-No code of the file runs: pickles go through restricted unpicklers, and safetensors has no code.
-"""
+"""Recognise the format of a file by its content, and open it as a checkpoint."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import mmap
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from clipcheck.checkpoints import directories, download, registry, towers
 from clipcheck.checkpoints.architecture import ARCHITECTURES
-from clipcheck.checkpoints.artefacts import kind_of
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format
 from clipcheck.checkpoints.dimensions import dimensions_of, infer, listed
 from clipcheck.checkpoints.finding import Origin, find_model
@@ -33,30 +28,24 @@ from clipcheck.checkpoints.naming import (
     require_not_frozen,
 )
 from clipcheck.checkpoints.records import ZIP_MAGIC, MappedFile, Records
-from clipcheck.checkpoints.state_dicts import LEGACY_MAGIC, LegacyFile, read_pickle
+from clipcheck.checkpoints.saved import WEIGHTS, Saved, first_bytes, is_archive, merged, mode, read
 from clipcheck.checkpoints.told import (
-    EXTRA,
-    METADATA,
-    MOST_RECORD,
     Told,
     require_dimensions,
     telling,
 )
 from clipcheck.checkpoints.training import read_record
-from clipcheck.checkpoints.unpickle import ITEM_SIZES, META, TensorRecord, read_tensors
+from clipcheck.checkpoints.unpickle import ITEM_SIZES, TensorRecord, read_tensors
 from clipcheck.errors import (
     ArchitectureError,
     DamagedError,
     UnknownFormatError,
     UsageError,
-    first_line,
 )
 
 if TYPE_CHECKING:
     import torch
 
-WEIGHTS = "a TorchScript archive, a state dict saved by torch.save, or a safetensors file"
-"""Description of all files with named weights."""
 
 ANY_MODEL = (
     "a TorchScript archive, a state dict saved by torch.save, a safetensors file, or a program "
@@ -67,10 +56,8 @@ ANY_MODEL = (
 _MOST_REPEATED = 64 << 20
 """Bytes of weights that may be read beyond the size of the file."""
 
-_MOST_HEADER = 16 << 20
-"""Most bytes of a safetensors file's header. A weight needs about 100."""
-
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
+
 _WHOLE_NUMBERS = frozenset(ITEM_SIZES).difference(_FLOATS)
 
 
@@ -142,9 +129,9 @@ def open_checkpoint(
         CheckpointError: the file is no CLIP checkpoint; the subclass tells why.
     """
     path = locate(name, download_root)
-    if stat.S_ISDIR(_mode(path)):
+    if stat.S_ISDIR(mode(path)):
         return _open_directory(directories.read(path), _Key(key, strict), told)
-    file = _read(path, accepted)
+    file = read(path, accepted)
     checkpoint = _checkpoint(path, file.format, file, _Key(key, strict), path.stat().st_size, told)
     if not checkpoint.told and checkpoint.model == ARCHITECTURES.get(str(name)):
         return dataclasses.replace(checkpoint, told=f"the released model {name}")
@@ -158,16 +145,12 @@ def is_opaque(path: Path) -> bool:
     Raises:
         CheckpointError: it cannot be read.
     """
-    if not _first_bytes(path).startswith(ZIP_MAGIC):
+    if not first_bytes(path).startswith(ZIP_MAGIC):
         return False
     records = Records(MappedFile(path))
-    if not _is_archive(records):
+    if not is_archive(records):
         return False
     return is_frozen(records) or not has_both_towers(list(read_tensors(records)))
-
-
-def _is_archive(records: Records) -> bool:
-    return "constants.pkl" in records or bool(records.names("code/"))
 
 
 def archive_keys(path: Path) -> list[str]:
@@ -176,9 +159,9 @@ def archive_keys(path: Path) -> list[str]:
     Raises:
         CheckpointError: the file cannot be read.
     """
-    if not path.is_file() or not _first_bytes(path).startswith(ZIP_MAGIC):
+    if not path.is_file() or not first_bytes(path).startswith(ZIP_MAGIC):
         return []
-    file = _read(path)
+    file = read(path)
     if file.format is not Format.ARCHIVE or file.records is None or is_frozen(file.records):
         return []
     return file.keys()
@@ -192,7 +175,7 @@ class _Key(NamedTuple):
 
 
 def _open_directory(directory: directories.Directory, key: _Key, told: Told | None) -> Checkpoint:
-    files = {path: _read(path) for path in directory.weights}
+    files = {path: read(path) for path in directory.weights}
     for path, file in files.items():
         if file.format is Format.ARCHIVE:
             raise UnknownFormatError(
@@ -201,7 +184,7 @@ def _open_directory(directory: directories.Directory, key: _Key, told: Told | No
                 path=path,
             )
     directory.require_indexed({path: file.keys() for path, file in files.items()})
-    whole = _merged(list(files.values()))
+    whole = merged(list(files.values()))
     size = sum(path.stat().st_size for path in files)
     if told is None:
         source = f"its {directory.config_path.name}"
@@ -209,82 +192,6 @@ def _open_directory(directory: directories.Directory, key: _Key, told: Told | No
     checkpoint = _checkpoint(directory.path, directory.format, whole, key, size, told)
     parts = tuple(file.records for file in files.values() if file.records is not None)
     return dataclasses.replace(checkpoint, files=directory.files, parts=parts, records=None)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _File:
-    """The contents of a file.
-
-    Attributes:
-        format: of the file.
-        saved: content; except for a state dict, tensors by name.
-        kind: class of its tensors.
-        load: function that turns these into torch's tensors.
-        records: its zip records, if it is a zip file.
-        computes: clipcheck's own record of the architecture, or None.
-    """
-
-    format: Format
-    saved: object
-    kind: type[Any]
-    load: Callable[[Any], torch.Tensor]
-    records: Records | None = None
-    computes: str | None = None
-
-    def keys(self) -> list[str]:
-        """Names at the top level."""
-        found = self.saved if isinstance(self.saved, Mapping) else {}
-        return [key for key in found if isinstance(key, str)]
-
-
-def _merged(files: list[_File]) -> _File:
-    """Combine the tensors of all files as one file."""
-    if len(files) == 1:
-        return files[0]
-    import torch
-
-    tensors = {
-        key: file.load(value)
-        for file in files
-        if isinstance(file.saved, Mapping)
-        for key, value in file.saved.items()
-        if isinstance(value, file.kind)
-    }
-    return _File(format=files[0].format, saved=tensors, kind=torch.Tensor, load=_as_it_is)
-
-
-def _as_it_is(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor
-
-
-def _read(path: Path, accepted: str = WEIGHTS) -> _File:
-    import torch
-
-    head = _first_bytes(path, accepted)
-    program = kind_of(path)
-    if program is not None:
-        raise UnknownFormatError(
-            f"expected {WEIGHTS}; found a program ({program})",
-            remedy="Give the checkpoint that it was made from.",
-            path=path,
-        )
-    if head.startswith(ZIP_MAGIC):
-        return _read_zip(path)
-    if head.startswith(LEGACY_MAGIC):
-        file = LegacyFile(path)
-        load = functools.partial(_load_legacy, file)
-        return _File(format=Format.STATE_DICT, saved=file.saved, kind=TensorRecord, load=load)
-    if _looks_like_safetensors(head, path.stat().st_size):
-        tensors, computes = _load_safetensors(path, head)
-        return _File(
-            format=Format.SAFETENSORS,
-            saved=tensors,
-            kind=torch.Tensor,
-            load=_as_it_is,
-            computes=computes,
-        )
-    found, remedy = _describe(head)
-    raise UnknownFormatError(f"expected {accepted}; found {found}", remedy=remedy, path=path)
 
 
 def _require_stored(tensors: Mapping[str, torch.Tensor], size: int, path: Path) -> None:
@@ -305,7 +212,7 @@ def _require_stored(tensors: Mapping[str, torch.Tensor], size: int, path: Path) 
 
 
 def _checkpoint(
-    path: Path, form: Format, file: _File, key: _Key, size: int, told: Told | None
+    path: Path, form: Format, file: Saved, key: _Key, size: int, told: Told | None
 ) -> Checkpoint:
     """Make a checkpoint of the model in a file."""
     if told is not None and told.own is not None and form is Format.ARCHIVE:
@@ -356,7 +263,7 @@ def _checkpoint(
 def _of_library(
     path: Path,
     form: Format,
-    file: _File,
+    file: Saved,
     tensors: dict[str, torch.Tensor],
     origin: Origin,
     told: Told,
@@ -382,7 +289,7 @@ def _of_library(
 
 
 def _model(
-    file: _File, key: _Key, path: Path, *, usual: bool
+    file: Saved, key: _Key, path: Path, *, usual: bool
 ) -> tuple[dict[str, torch.Tensor], Origin]:
     """Return the tensors of the model, and its place in the file."""
     if file.format is not Format.ARCHIVE:
@@ -425,202 +332,3 @@ def _unusable(tensor: torch.Tensor, spec: Spec) -> str:
     if dtype in _FLOATS and (spec.kind != "buffer" or float(tensor).is_integer()):
         return ""
     return "" if spec.kind == "buffer" and dtype in _WHOLE_NUMBERS else dtype
-
-
-def _mode(path: Path) -> int:
-    """Return the file mode of the path, as `stat` has it."""
-    try:
-        return path.stat().st_mode
-    except OSError as error:
-        raise directories.unreadable(path, error) from error
-
-
-def _first_bytes(path: Path, accepted: str = WEIGHTS) -> bytes:
-    if not stat.S_ISREG(_mode(path)):
-        # Opening a pipe would block.
-        raise UnknownFormatError(
-            f"expected {accepted}; found a device",
-            remedy="Give the path of the file itself.",
-            path=path,
-        )
-    try:
-        with path.open("rb") as file:
-            head = file.read(64)
-    except OSError as error:
-        raise directories.unreadable(path, error) from error
-    if not head:
-        raise UnknownFormatError(
-            f"expected {accepted}; the file is empty",
-            remedy="Copy or download the file again, or write it anew.",
-            path=path,
-        )
-    return head
-
-
-def _describe(head: bytes) -> tuple[str, str]:
-    """Describe a file that is no checkpoint, and return the remedy."""
-    if head.startswith(b"version https://git-lfs"):
-        return (
-            "a Git LFS pointer, which stands for a file that was not fetched",
-            "Fetch the file: git lfs pull.",
-        )
-    if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
-        return (
-            "an HTML page, as servers send in place of a file that they do not give out",
-            "Download the file again; the page tells what the server asks for, as a login.",
-        )
-    remedy = "Give the path of a checkpoint."
-    if all(32 <= byte < 127 or byte in b"\t\n\r" for byte in head):
-        return f"text that begins with {head[:24].decode('ascii')!r}", remedy
-    return f"bytes that begin with {head[:8].hex(' ')}", remedy
-
-
-# --------------------------------------------------------------------------- zip files
-
-
-def _read_zip(path: Path) -> _File:
-    import torch
-
-    records = Records(MappedFile(path))
-    # Compare the checksums of code, pickles and constants now: they are small, and determine how
-    # the rest is read and run. torch compares none. `Checkpoint.verify` compares the weights'.
-    records.verify(name for name in records.names() if not name.startswith("data/"))
-    if _is_archive(records):
-        tensors = map_tensors(records, read_tensors(records))
-        computes = None
-        if EXTRA in records and records[EXTRA].size <= MOST_RECORD:
-            computes = records.read(EXTRA).decode(errors="replace")
-        return _File(
-            format=Format.ARCHIVE,
-            saved=tensors,
-            kind=torch.Tensor,
-            load=_as_it_is,
-            records=records,
-            computes=computes,
-        )
-    saved = read_pickle(records.read("data.pkl"), path)
-    _require_little_endian(records)
-    load = functools.partial(_map_tensor, records)
-    return _File(
-        format=Format.STATE_DICT, saved=saved, kind=TensorRecord, load=load, records=records
-    )
-
-
-def map_tensors(records: Records, found: Mapping[str, TensorRecord]) -> dict[str, torch.Tensor]:
-    """Return tensors over the memory map of the file; they are loaded on first access.
-
-    Raises:
-        DamagedError: a record is shorter than its tensor needs.
-    """
-    _require_little_endian(records)
-    return {key: _map_tensor(records, tensor) for key, tensor in found.items()}
-
-
-def _require_little_endian(records: Records) -> None:
-    if "byteorder" in records and records.read("byteorder") != b"little":
-        raise DamagedError(
-            "its weights are big-endian, or its byte order was altered",
-            remedy="Write the file again on a little-endian machine.",
-            path=records.file.path,
-        )
-
-
-def _map_tensor(records: Records, tensor: TensorRecord) -> torch.Tensor:
-    if tensor.storage.location == META:
-        return _without_values(tensor)
-    record = records[f"data/{tensor.storage.key}"]
-    if record.size < tensor.storage.length * _dtype(tensor).itemsize:
-        raise DamagedError(
-            f"the record {record.name!r} has {record.size} bytes, fewer than its tensor needs",
-            path=records.file.path,
-        )
-    return _over(records.file.buffer, tensor, record.offset)
-
-
-def _load_legacy(file: LegacyFile, tensor: TensorRecord) -> torch.Tensor:
-    if tensor.storage.location == META:
-        return _without_values(tensor)
-    return _over(file.read(tensor.storage), tensor)
-
-
-def _dtype(tensor: TensorRecord) -> torch.dtype:
-    import torch
-
-    found: torch.dtype = getattr(torch, tensor.storage.dtype)
-    return found
-
-
-def _over(buffer: bytearray | mmap.mmap, tensor: TensorRecord, start: int = 0) -> torch.Tensor:
-    """Return a tensor over its storage, which starts at ``start`` of a buffer."""
-    import torch
-
-    dtype, length = _dtype(tensor), tensor.storage.length
-    if length == 0:
-        return torch.empty(tensor.shape, dtype=dtype)
-    flat = torch.frombuffer(buffer, dtype=dtype, count=length, offset=start)
-    return flat.as_strided(tensor.shape, tensor.stride, tensor.offset)
-
-
-def _without_values(tensor: TensorRecord) -> torch.Tensor:
-    import torch
-
-    return torch.empty(tensor.shape, dtype=_dtype(tensor), device=META)
-
-
-# --------------------------------------------------------------------------- safetensors
-
-
-def _looks_like_safetensors(head: bytes, size: int) -> bool:
-    """Whether a file starts like safetensors: the length of a JSON header in 8 bytes, then JSON.
-
-    A file that is shorter than its header was cut off.
-    """
-    whole = int.from_bytes(head[:8], "little") <= size - 8
-    return head[8:10] == b'{"' or (head[8:9] == b"{" and whole)
-
-
-def _load_safetensors(path: Path, head: bytes) -> tuple[dict[str, torch.Tensor], str | None]:
-    """Return the weights, and clipcheck's own record of the architecture, or None."""
-    from safetensors import SafetensorError, safe_open
-    from safetensors.torch import load_file
-
-    header = int.from_bytes(head[:8], "little")
-    if header > _MOST_HEADER:
-        raise DamagedError(
-            f"its header has {header:,} bytes, and that of no model has more than {_MOST_HEADER:,}",
-            path=path,
-        )
-    size = path.stat().st_size
-    if header > size - 8:
-        raise DamagedError(
-            f"its header has {header:,} bytes, and the file {size:,}: it was cut off", path=path
-        )
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-        _require_model(metadata, path)
-        return load_file(path), metadata.get(METADATA)
-    except (SafetensorError, ValueError, OSError) as error:
-        raise DamagedError(
-            f"not a valid safetensors file ({first_line(error)[:120]})", path=path
-        ) from error
-
-
-_REMEDIES = {
-    '{"kind": "pin",': (
-        "a pin",
-        "Judge a checkpoint or program by it: clipcheck check FILE --pinned PIN.",
-    ),
-    '{"kind": "outputs",': ("outputs of a check", "Judge them again: clipcheck rejudge FOLDER."),
-}
-"""Names and remedies of clipcheck's own safetensors files, by how their header begins."""
-
-
-def _require_model(metadata: Mapping[str, str], path: Path) -> None:
-    for begin, (what, remedy) in _REMEDIES.items():
-        if metadata.get("clipcheck", "").startswith(begin):
-            raise UnknownFormatError(
-                f"expected a checkpoint, found {what} that clipcheck wrote",
-                remedy=remedy,
-                path=path,
-            )

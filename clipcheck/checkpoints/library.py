@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipcheck.checkpoints.configs import beyond_released, note_of, of_open_clip, of_transformers
+from clipcheck.checkpoints.configs_of_open_clip import beyond_released, of_open_clip
+from clipcheck.checkpoints.configs_of_transformers import note_of, of_transformers
 from clipcheck.checkpoints.kinds import CLIP, KINDS, TOWERS, UNSUPPORTED, kind_of, supported
 from clipcheck.errors import ArchitectureError, UnavailableError, UnfitError
 from clipcheck.system.transformers_logging import quiet

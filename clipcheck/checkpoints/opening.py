@@ -20,7 +20,6 @@ from clipcheck.checkpoints.dimensions import ASKED
 from clipcheck.checkpoints.finding import ASKED_KEY
 from clipcheck.checkpoints.formats import (
     ANY_MODEL,
-    WEIGHTS,
     archive_keys,
     is_opaque,
     locate,
@@ -29,6 +28,7 @@ from clipcheck.checkpoints.formats import (
 )
 from clipcheck.checkpoints.library import LibraryArchitecture, own_of_transformers
 from clipcheck.checkpoints.naming import has_both_towers, is_own
+from clipcheck.checkpoints.saved import WEIGHTS
 from clipcheck.checkpoints.told import Told, candidates, named
 from clipcheck.errors import ArchitectureError, ClipcheckError, UsageError
 

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipcheck.checkpoints import configs
 from clipcheck.checkpoints.architecture import Architecture, ResNet
 from clipcheck.checkpoints.checkpoint import Checkpoint
+from clipcheck.checkpoints.configs_of_open_clip import open_clip_config, open_clip_lacks
+from clipcheck.checkpoints.configs_of_transformers import transformers_config
 from clipcheck.checkpoints.directories import (
     OPEN_CLIP_CONFIG,
     OPEN_CLIP_WEIGHTS,
@@ -53,7 +54,7 @@ def write_transformers(checkpoint: Checkpoint, folder: Path, *, judge: Judge | N
     architecture = checkpoint.architecture
     if isinstance(architecture.vision, ResNet):
         raise no_resnet()
-    config = configs.transformers_config(architecture)
+    config = transformers_config(architecture)
     # In which transformers loads all weights by default.
     dtype = str(checkpoint.tensors["visual.conv1.weight"].dtype).removeprefix("torch.")
     texts = {
@@ -72,11 +73,11 @@ def write_open_clip(checkpoint: Checkpoint, folder: Path, *, judge: Judge | None
         DamagedError, NotFiniteError: the checkpoint is damaged or has weights that are not finite.
         OutputError: the folder cannot be written, or differs when it is read back.
     """
-    lacking = configs.open_clip_lacks(checkpoint.architecture)
+    lacking = open_clip_lacks(checkpoint.architecture)
     if lacking:
         raise UnfitError(lacking, remedy="Use transformers, safetensors or an archive.")
     config = {
-        "model_cfg": configs.open_clip_config(checkpoint.architecture),
+        "model_cfg": open_clip_config(checkpoint.architecture),
         "preprocess_cfg": {"mean": MEAN, "std": STD},
     }
     texts = {OPEN_CLIP_CONFIG: _json(config)}

@@ -20,7 +20,7 @@ from clipcheck.backends.open_clip import OpenClip
 from clipcheck.backends.source import Source
 from clipcheck.checkpoints.architecture import Activation, Architecture, Blocks
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format
-from clipcheck.checkpoints.configs import open_clip_config
+from clipcheck.checkpoints.configs_of_open_clip import open_clip_config
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.checkpoints.told import Told
 from clipcheck.errors import RunError, UnavailableError, UnfitError

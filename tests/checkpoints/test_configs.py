@@ -17,13 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.activations import ACT2FN
 
-from clipcheck.checkpoints import configs
+from clipcheck.checkpoints import configs_of_open_clip, configs_of_transformers
 from clipcheck.checkpoints.architecture import ARCHITECTURES, Activation, Architecture, Blocks, ViT
-from clipcheck.checkpoints.configs import (
+from clipcheck.checkpoints.configs_of_open_clip import of_open_clip, open_clip_config
+from clipcheck.checkpoints.configs_of_transformers import (
     note_of,
-    of_open_clip,
     of_transformers,
-    open_clip_config,
     transformers_config,
 )
 from clipcheck.checkpoints.keys import specs
@@ -69,24 +68,30 @@ def test_configurations_go_to_transformers_and_back(
 
 def test_keys_missing_in_a_transformers_config_have_the_librarys_default() -> None:
     text, vision = transformers.CLIPTextConfig(), transformers.CLIPVisionConfig()
-    assert {key: getattr(text, key) for key in configs._TEXT_DEFAULTS} == configs._TEXT_DEFAULTS
-    found = {key: getattr(vision, key) for key in configs._VISION_DEFAULTS}
-    assert found == configs._VISION_DEFAULTS
-    assert transformers.CLIPConfig().projection_dim == configs._PROJECTION_DEFAULT
+    assert {
+        key: getattr(text, key) for key in configs_of_transformers._TEXT_DEFAULTS
+    } == configs_of_transformers._TEXT_DEFAULTS
+    found = {key: getattr(vision, key) for key in configs_of_transformers._VISION_DEFAULTS}
+    assert found == configs_of_transformers._VISION_DEFAULTS
+    assert transformers.CLIPConfig().projection_dim == configs_of_transformers._PROJECTION_DEFAULT
     assert of_transformers({"text_config": {}, "vision_config": {}}, PATH) == B32
 
 
 def test_keys_missing_in_an_open_clip_config_have_the_librarys_default() -> None:
     model = open_clip().model
     for cls, defaults, usual in (
-        (model.CLIPVisionCfg, configs._OPEN_CLIP_VISION, configs._USUAL_VISION),
-        (model.CLIPTextCfg, configs._OPEN_CLIP_TEXT, configs._USUAL_TEXT),
+        (
+            model.CLIPVisionCfg,
+            configs_of_open_clip._OPEN_CLIP_VISION,
+            configs_of_open_clip._USUAL_VISION,
+        ),
+        (model.CLIPTextCfg, configs_of_open_clip._OPEN_CLIP_TEXT, configs_of_open_clip._USUAL_TEXT),
     ):
         held = dataclasses.asdict(cls())
         assert {key: held[key] for key in defaults} == defaults
         for key, allowed in usual.items():
             assert held[key] in allowed
-        assert configs._BLOCKS.items() <= held.items()
+        assert configs_of_open_clip._BLOCKS.items() <= held.items()
 
 
 def test_every_option_of_open_clips_towers_is_known() -> None:
@@ -215,13 +220,18 @@ def test_the_end_of_text_may_be_the_legacy_one() -> None:
 def legacy() -> Config:
     """Return the large model's configuration from the hub, whose ``_dict`` sections are the right
     ones."""
-    text = {key: transformers_config(L14)["text_config"][key] for key in configs._TEXT_DEFAULTS}
+    text = {
+        key: transformers_config(L14)["text_config"][key]
+        for key in configs_of_transformers._TEXT_DEFAULTS
+    }
     vision = transformers_config(L14)["vision_config"]
     return {
         "model_type": "clip",
         "projection_dim": 768,
         "text_config": {"hidden_size": 1, "eos_token_id": 0},
-        "text_config_dict": {k: v for k, v in text.items() if v != configs._TEXT_DEFAULTS[k]},
+        "text_config_dict": {
+            k: v for k, v in text.items() if v != configs_of_transformers._TEXT_DEFAULTS[k]
+        },
         "vision_config": {**vision, "num_channels": 7},
         "vision_config_dict": {k: v for k, v in vision.items() if k != "num_channels"},
     }
@@ -334,7 +344,7 @@ def test_options_without_effect_in_evaluation_may_have_any_value(place: str, val
 
 
 def test_five_of_many_problems_are_named() -> None:
-    text = dict.fromkeys(configs._TEXT_DEFAULTS, 0)
+    text = dict.fromkeys(configs_of_transformers._TEXT_DEFAULTS, 0)
     with pytest.raises(ArchitectureError, match=r"text_config.*and \d more\. Take"):
         of_transformers({**transformers_config(MINUTE), "text_config": text}, PATH)
 

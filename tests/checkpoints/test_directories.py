@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from clipcheck.checkpoints.architecture import Activation, Architecture, ViT
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format, same_bits
-from clipcheck.checkpoints.configs import open_clip_config, transformers_config
+from clipcheck.checkpoints.configs_of_open_clip import open_clip_config
+from clipcheck.checkpoints.configs_of_transformers import transformers_config
 from clipcheck.checkpoints.directories import read
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.checkpoints.keymaps import Layout, to_layout

@@ -26,7 +26,7 @@ import torch
 from PIL import Image
 
 from clipcheck.checkpoints.checkpoint import Format
-from clipcheck.checkpoints.configs import transformers_config
+from clipcheck.checkpoints.configs_of_transformers import transformers_config
 from clipcheck.checkpoints.records import ZIP_MAGIC
 from clipcheck.harness.search import saved as replays
 from clipcheck.inputs.examples import Example

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from clipcheck.checkpoints.architecture import ARCHITECTURES, BUFFERS, Architecture, ResNet, ViT
 from clipcheck.checkpoints.checkpoint import same_bits
-from clipcheck.checkpoints.configs import open_clip_config, transformers_config
+from clipcheck.checkpoints.configs_of_open_clip import open_clip_config
+from clipcheck.checkpoints.configs_of_transformers import transformers_config
 from clipcheck.checkpoints.dimensions import infer
 from clipcheck.checkpoints.keymaps import Layout, from_layout, layout_of, spelled, to_layout
 from clipcheck.checkpoints.keys import specs

@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 from clipcheck.checkpoints import told
 from clipcheck.checkpoints.architecture import ARCHITECTURES, Activation, Architecture, Blocks, ViT
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format
-from clipcheck.checkpoints.configs import open_clip_config, transformers_config
+from clipcheck.checkpoints.configs_of_open_clip import open_clip_config
+from clipcheck.checkpoints.configs_of_transformers import transformers_config
 from clipcheck.checkpoints.dimensions import dimensions_of
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.checkpoints.library import LibraryArchitecture

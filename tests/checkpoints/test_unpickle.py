@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from clipcheck.checkpoints import unpickle
 from clipcheck.checkpoints.checkpoint import Format, same_bits
-from clipcheck.checkpoints.formats import map_tensors
 from clipcheck.checkpoints.records import MappedFile, Records
+from clipcheck.checkpoints.saved import map_tensors
 from clipcheck.checkpoints.unpickle import (
     ITEM_SIZES,
     STORAGE_DTYPES,

@@ -12,7 +12,8 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from clipcheck.checkpoints.architecture import BUFFERS, Activation, Architecture, ViT
-from clipcheck.checkpoints.configs import open_clip_config, transformers_config
+from clipcheck.checkpoints.configs_of_open_clip import open_clip_config
+from clipcheck.checkpoints.configs_of_transformers import transformers_config
 from clipcheck.checkpoints.keymaps import Layout, to_layout
 from clipcheck.checkpoints.keys import specs
 from clipcheck.families.eager import CLIP, LayerNorm, build, causal_mask

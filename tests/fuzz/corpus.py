@@ -20,7 +20,8 @@ from PIL import Image
 
 from clipcheck.checkpoints.architecture import ARCHITECTURES
 from clipcheck.checkpoints.checkpoint import Format
-from clipcheck.checkpoints.configs import open_clip_config, transformers_config
+from clipcheck.checkpoints.configs_of_open_clip import open_clip_config
+from clipcheck.checkpoints.configs_of_transformers import transformers_config
 from clipcheck.checkpoints.keymaps import Layout, to_layout
 from clipcheck.checkpoints.keys import specs
 from clipcheck.harness.search import saved as replays

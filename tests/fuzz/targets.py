@@ -15,12 +15,13 @@ from clipcheck.backends.artefacts import Artefacts
 from clipcheck.checkpoints.artefacts import is_compiled, kind_of, require_inert
 from clipcheck.checkpoints.checkpoint import Format, Program
 from clipcheck.checkpoints.dimensions import infer
-from clipcheck.checkpoints.formats import map_tensors, open_checkpoint
+from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.checkpoints.inspection import format_version, read_code
 from clipcheck.checkpoints.keymaps import from_layout, layout_of
 from clipcheck.checkpoints.onnx_data import computing_dtype
 from clipcheck.checkpoints.opening import open_subject
 from clipcheck.checkpoints.records import MappedFile, Records
+from clipcheck.checkpoints.saved import map_tensors
 from clipcheck.checkpoints.unpickle import read_tensors
 from clipcheck.harness.search import saved
 from clipcheck.report import history, inspection
