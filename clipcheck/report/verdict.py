@@ -108,8 +108,12 @@ def _sides(judgements: Sequence[Judgement]) -> tuple[str, str]:
 
 
 def _budgets(preposition: str, judgements: Sequence[Judgement]) -> str:
-    """Name the budgets, and how many of the judgements have one if not all do."""
-    lossy = [each.budget for each in judgements if each.budget is not None]
+    """Name the budgets that were judged, and how many of the judgements have one if not all do."""
+    lossy = [
+        each.budget
+        for each in judgements
+        if each.budget is not None and "budget" not in each.ignored
+    ]
     if not lossy:
         return ""
     names = list(dict.fromkeys(lossy))

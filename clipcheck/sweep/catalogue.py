@@ -49,6 +49,7 @@ from clipcheck.checkpoints import download, registry, towers
 from clipcheck.checkpoints.architecture import ARCHITECTURES, Architecture
 from clipcheck.checkpoints.directories import OPEN_CLIP_CONFIG, TRANSFORMERS_CONFIG
 from clipcheck.checkpoints.onnx_data import data_files
+from clipcheck.checkpoints.openvino_data import is_openvino, weights_of
 from clipcheck.checkpoints.told import named
 from clipcheck.errors import (
     CatalogueError,
@@ -64,7 +65,7 @@ from clipcheck.harness.options import CheckOptions
 from clipcheck.sweep.jobs import DEFAULT, Source
 from clipcheck.system.sizes import bytes_in
 
-ENDINGS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".pt2", ".onnx")
+ENDINGS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".pt2", ".onnx", ".xml", ".pte")
 """Suffixes of the files to find in a folder."""
 
 MOST_BYTES = 16 << 20
@@ -427,15 +428,24 @@ def _of_folder(folder: Path) -> list[Entry]:
 
 
 def _without_data(paths: Sequence[Path]) -> Iterator[Path]:
-    """Yield the paths that are no data files of programs among them, whose suffixes may be any."""
+    """Yield the paths that are neither data files of programs among them, whose suffixes may be
+    any, nor other XML."""
     data = {each for path in paths for each in _data(path)}
-    return (path for path in paths if path not in data)
+    return (path for path in paths if path not in data and not _is_other_xml(path))
 
 
 def _data(path: Path) -> Iterator[Path]:
-    if path.suffix.lower() == ".onnx":
-        with suppress(CheckpointError):  # the check reports the error
+    with suppress(CheckpointError):  # the check reports the error
+        if path.suffix.lower() == ".onnx":
             yield from data_files(path)
+        elif path.suffix.lower() == ".xml" and not _is_other_xml(path):
+            yield weights_of(path)
+
+
+def _is_other_xml(path: Path) -> bool:
+    with suppress(OSError):  # the check reports the error
+        return path.suffix.lower() == ".xml" and path.is_file() and not is_openvino(path)
+    return False
 
 
 def _is_model(folder: Path) -> bool:

@@ -54,6 +54,12 @@ def test_the_verdict_names_the_budget_and_the_gate_is_shown_as_measured(form: st
     assert "measured" in failing
 
 
+def test_the_verdict_names_no_budget_whose_gate_was_left_out() -> None:
+    said = text.verdict(Result((replace(LOSSY, ignored=("budget",)),), ENVIRONMENT))
+    assert said.startswith("CONSISTENT: 1 checkpoint agrees")
+    assert said.endswith("gates left out: budget.")
+
+
 def test_the_verdict_counts_what_has_a_budget() -> None:
     other = replace(LOSSY, budget="cosine=0.9", dtype="float16")
     said = text.verdict(Result((PASSED, LOSSY, other), ENVIRONMENT))

@@ -221,6 +221,14 @@ def test_a_folder_has_all_checkpoints_in_it_and_below(tmp_path: Path) -> None:
     ]
 
 
+def test_weights_of_openvino_and_other_xml_in_a_folder_are_no_checkpoints(tmp_path: Path) -> None:
+    touched(tmp_path, "a.xml", "a.bin", "b.bin", "c.pte", "results.xml", "lonely.xml")
+    for name in ("a.xml", "lonely.xml"):
+        (tmp_path / name).write_text('<?xml version="1.0"?><net name="m">')
+    found = [Path(entry.source.place).name for entry in read(tmp_path)]
+    assert found == ["a.xml", "b.bin", "c.pte", "lonely.xml"]
+
+
 @pytest.mark.parametrize("config", ["config.json", "open_clip_config.json"])
 def test_a_folder_that_is_a_model_is_one_checkpoint(tmp_path: Path, config: str) -> None:
     touched(tmp_path, config, "model-1-of-2.safetensors", "model-2-of-2.safetensors")
