@@ -39,9 +39,7 @@ def sweep(
     ] = "local",
     address: Annotated[
         str | None,
-        typer.Option(
-            metavar="HOST:PORT", help="Address of the Ray cluster. Default: found by Ray."
-        ),
+        typer.Option(metavar="HOST:PORT", help="Of the Ray cluster. Default: found by Ray."),
     ] = None,
     workers: Annotated[
         int | None,
@@ -70,9 +68,7 @@ def sweep(
     json: options.Json = None,
     report: Annotated[
         Path | None,
-        options.output(
-            metavar="DIR", help="Write an HTML page, text and JSON of all results to DIR."
-        ),
+        options.output(metavar="DIR", help="Write a page, text and JSON of all results to DIR."),
     ] = None,
     cache: options.Cache = CheckOptions.cache,
     isolation: options.Isolation = None,
@@ -102,11 +98,11 @@ def sweep(
         ledger=ledger,
         disk=disk,
         options=CheckOptions(
-            reference=_found(reference),
+            reference=reference,
             architecture=architecture,
             examples=examples,
-            images=None if images is None else images.absolute(),
-            prompts=None if prompts is None else prompts.absolute(),
+            images=images,
+            prompts=prompts,
             seed=seed,
             atol=atol,
             rtol=rtol,
@@ -140,17 +136,6 @@ def sweep(
             if not quiet and json != "-":
                 print_line(f"Page: {report / evidence.HTML}")
     raise typer.Exit(2 if output_errors else sweep_report.result(swept).exit_code)
-
-
-def _found(reference: str | None) -> str | None:
-    """Return a released name, or the absolute path: workers may have other current folders."""
-    if reference is None:
-        return None
-    from clipcheck.checkpoints.formats import require_found
-    from clipcheck.checkpoints.registry import RELEASED
-
-    require_found(reference)
-    return reference if reference in RELEASED else str(Path(reference).absolute())
 
 
 @contextmanager

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from clipcheck.checkpoints.formats import require_found
+from clipcheck.checkpoints.registry import RELEASED
 from clipcheck.errors import UsageError
 from clipcheck.harness.options import CheckOptions
 from clipcheck.sweep import catalogue
@@ -104,11 +106,28 @@ def opened(asked: Asked, say: Progress = silent) -> Iterator[Lead]:
         UnavailableError: there is no Ray, or no cluster.
     """
     disk = _disk(asked.disk)
+    asked = replace(asked, options=_absolute(asked.options))
     entries = _entries(asked)
     with Ledger(asked.ledger) as ledger, _clear(asked.scratch):
         engine = _engine(asked, [entry for entry in entries if not entry.unfit], say)
         with closing(engine):
             yield Lead(asked, entries, engine, ledger, disk)
+
+
+def _absolute(options: CheckOptions) -> CheckOptions:
+    """Return the options with absolute paths: workers may have other current folders."""
+    reference = options.reference
+    if reference is not None:
+        require_found(reference)
+        if str(reference) not in RELEASED:
+            reference = Path(reference).absolute()
+    images, prompts = options.images, options.prompts
+    return replace(
+        options,
+        reference=reference,
+        images=None if images is None else Path(images).absolute(),
+        prompts=None if prompts is None else Path(prompts).absolute(),
+    )
 
 
 @contextmanager

@@ -148,6 +148,12 @@ def test_mapped_memory_is_released(tmp_path: Path) -> None:
             super().give_back(key)
 
     reference = open_checkpoint(path)
-    watched = Watched(path, reference.format, MINUTE, reference.tensors, reference.records)
+    watched = Watched(
+        path=path,
+        format=reference.format,
+        model=MINUTE,
+        tensors=reference.tensors,
+        records=reference.records,
+    )
     assert list(compare_weights(watched, reference)) == []
     assert given == list(reference.tensors)

@@ -452,17 +452,17 @@ def test_the_archive_runs_without_tf32(
     minute_archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A GPU's TF32 is no fault of the archive's."""
-    from clipcheck.harness.trial import Trial
+    from clipcheck.harness import judging
 
     seen: list[tuple[str, bool]] = []
-    run = Trial.run
+    run = judging.run_candidate
 
     def noting(*arguments: Any) -> Any:
         allowed = torch.backends.cudnn.allow_tf32
         seen.append((torch.get_float32_matmul_precision(), allowed))
         return run(*arguments)
 
-    monkeypatch.setattr(Trial, "run", noting)
+    monkeypatch.setattr(judging, "run_candidate", noting)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     clipcheck.check(minute_archive, examples=EDGE_CASES)
     assert seen == [("highest", False)]
