@@ -179,7 +179,8 @@ def find_calls(graph: Graph, modules: Modules, pixels: Collection[str]) -> Calls
     tensor it takes.
 
     A module with weights is left out where no operation takes one of them by its name; one that is
-    known by its weights alone, where the operation of one of them is missing; and one from which
+    known by its weights alone, where the operation of one of them is missing or takes a weight that
+    the model lacks, such as the bias of a BatchNorm folded into a convolution; and one from which
     tensors leave and enter it again through other modules. Two modules are one call where the
     second one's only operation takes the weights of the first: an exporter folded a BatchNorm into
     its convolution. Modules merged in other ways are left out.
@@ -256,6 +257,8 @@ class _Search:
         if not chain and len(owners) == 1:
             chain = self.modules.chain(next(iter(owners)))
             self._by_weights.update(chain)
+            if len({*weights}) > len(keys):
+                self.merged |= owners
         self._chains[number] = chain
         for name in chain:
             self._nodes.setdefault(name, []).append(number)

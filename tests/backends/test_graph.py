@@ -130,6 +130,17 @@ def test_a_module_known_by_its_weights_alone_must_have_them_all() -> None:
     assert calls(replace(alone, scope="ln_final")) == [Call("ln_final", ("tokens",), ("y",), 0)]
 
 
+def test_a_module_known_by_its_weights_alone_must_take_no_others() -> None:
+    """ONNX's version converter keeps a folded convolution's weights, and no paths."""
+    folded = node("", ["pixels", "m.visual.conv1.weight", "constant"], "y")
+    found = find_calls(of(folded), MODULES, ["pixels"])
+    assert (found.calls, found.hidden["visual.conv1"]) == ([], MERGED)
+    plain = replace(folded, inputs=folded.inputs[:2])
+    assert find_calls(of(plain), MODULES, ["pixels"]).calls == [
+        Call("visual.conv1", ("pixels",), ("y",), 0)
+    ]
+
+
 def test_a_module_without_known_weights_is_left_out() -> None:
     # A BatchNorm may be folded into them, and then the output is another module's.
     unnamed = node("m.visual.conv1", ["pixels", "onnx::Conv_12"], "y")
