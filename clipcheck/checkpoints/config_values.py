@@ -7,9 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from clipcheck.checkpoints.architecture import (
-    Activation,
-)
+from clipcheck.checkpoints.architecture import Activation
 from clipcheck.checkpoints.dimensions import listed
 from clipcheck.errors import ArchitectureError
 

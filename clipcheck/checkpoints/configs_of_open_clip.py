@@ -18,12 +18,7 @@ from clipcheck.checkpoints.architecture import (
     ResNet,
     ViT,
 )
-from clipcheck.checkpoints.config_values import (
-    MOST_LAYERS,
-    Config,
-    Reader,
-    mapping,
-)
+from clipcheck.checkpoints.config_values import MOST_LAYERS, Config, Reader, mapping
 
 _OPEN_CLIP_VISION: Config = {"layers": 12, "width": 768, "patch_size": 16, "image_size": 224}
 

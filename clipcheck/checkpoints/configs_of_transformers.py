@@ -9,13 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from clipcheck.checkpoints.architecture import (
-    EPSILON,
-    Activation,
-    Architecture,
-    Blocks,
-    ViT,
-)
+from clipcheck.checkpoints.architecture import EPSILON, Activation, Architecture, Blocks, ViT
 from clipcheck.checkpoints.config_values import MOST_LAYERS, Config, Reader, section
 from clipcheck.errors import ArchitectureError
 

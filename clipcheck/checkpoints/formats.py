@@ -29,19 +29,10 @@ from clipcheck.checkpoints.naming import (
 )
 from clipcheck.checkpoints.records import ZIP_MAGIC, MappedFile, Records
 from clipcheck.checkpoints.saved import WEIGHTS, Saved, first_bytes, is_archive, merged, mode, read
-from clipcheck.checkpoints.told import (
-    Told,
-    require_dimensions,
-    telling,
-)
+from clipcheck.checkpoints.told import Told, require_dimensions, telling
 from clipcheck.checkpoints.training import read_record
 from clipcheck.checkpoints.unpickle import ITEM_SIZES, TensorRecord, read_tensors
-from clipcheck.errors import (
-    ArchitectureError,
-    DamagedError,
-    UnknownFormatError,
-    UsageError,
-)
+from clipcheck.errors import ArchitectureError, DamagedError, UnknownFormatError, UsageError
 
 if TYPE_CHECKING:
     import torch

@@ -19,17 +19,9 @@ from clipcheck.checkpoints.artefacts import kind_of
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.checkpoints.records import ZIP_MAGIC, MappedFile, Records
 from clipcheck.checkpoints.state_dicts import LEGACY_MAGIC, LegacyFile, read_pickle
-from clipcheck.checkpoints.told import (
-    EXTRA,
-    METADATA,
-    MOST_RECORD,
-)
+from clipcheck.checkpoints.told import EXTRA, METADATA, MOST_RECORD
 from clipcheck.checkpoints.unpickle import META, TensorRecord, read_tensors
-from clipcheck.errors import (
-    DamagedError,
-    UnknownFormatError,
-    first_line,
-)
+from clipcheck.errors import DamagedError, UnknownFormatError, first_line
 
 if TYPE_CHECKING:
     import torch

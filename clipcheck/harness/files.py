@@ -5,10 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from clipcheck.backends.loading import (
-    dtype_of,
-    require_runs,
-)
+from clipcheck.backends.loading import dtype_of, require_runs
 from clipcheck.backends.registry import Choice, default_for, eager_backend
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format, Program
 from clipcheck.checkpoints.library import LibraryArchitecture

@@ -22,13 +22,7 @@ from clipcheck.gates.own import OwnMeasures
 from clipcheck.gates.own_results import OwnResults
 from clipcheck.gates.registry import aside, gates_in
 from clipcheck.gates.repeatability import repeatability
-from clipcheck.gates.result import (
-    LOGITS,
-    OUTPUTS,
-    Case,
-    GateResult,
-    expected_outputs,
-)
+from clipcheck.gates.result import LOGITS, OUTPUTS, Case, GateResult, expected_outputs
 from clipcheck.gates.tolerances import LIMITS, Allclose
 from clipcheck.gates.top1 import top1
 from clipcheck.harness.own import Own, OwnRun, run_own

@@ -16,13 +16,7 @@ import numpy as np
 
 from clipcheck.backends.base import Backend
 from clipcheck.backends.calling import Array, translating
-from clipcheck.backends.loading import (
-    build,
-    dtype_of,
-    opened_sides,
-    require_dtype,
-    require_runs,
-)
+from clipcheck.backends.loading import build, dtype_of, opened_sides, require_dtype, require_runs
 from clipcheck.backends.registry import (
     Choice,
     default_for,
@@ -54,13 +48,7 @@ from clipcheck.harness.colours import told_colours
 from clipcheck.harness.declarations import DYNAMIC_BATCH, Device
 from clipcheck.harness.draft import Draft
 from clipcheck.harness.files import describe
-from clipcheck.harness.judging import (
-    Verdict,
-    judge_candidate,
-    judge_run,
-    kept_of,
-    require_outputs,
-)
+from clipcheck.harness.judging import Verdict, judge_candidate, judge_run, kept_of, require_outputs
 from clipcheck.harness.mismatch import find_mismatch
 from clipcheck.harness.options import CheckOptions
 from clipcheck.harness.phases import Stopwatch, peak_memory

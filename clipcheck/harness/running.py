@@ -13,12 +13,7 @@ from clipcheck.backends.base import Backend
 from clipcheck.backends.calling import Array
 from clipcheck.errors import RunError
 from clipcheck.gates.repeatability import Repeat
-from clipcheck.gates.result import (
-    ENCODERS,
-    OUTPUTS,
-    Case,
-    in_form,
-)
+from clipcheck.gates.result import ENCODERS, OUTPUTS, Case, in_form
 from clipcheck.harness.trial import Trial
 from clipcheck.inputs.batches import Batch
 from clipcheck.inputs.dealing import Call

@@ -8,10 +8,7 @@ from typing import TYPE_CHECKING
 
 from clipcheck.backends.base import Backend
 from clipcheck.backends.calling import Pixels
-from clipcheck.backends.loading import (
-    OpenSides,
-    rounded_alike,
-)
+from clipcheck.backends.loading import OpenSides, rounded_alike
 from clipcheck.backends.source import Source
 from clipcheck.families.model_inputs import inputs_of
 from clipcheck.families.registry import sizes_of

@@ -18,12 +18,7 @@ from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.errors import RunError
 from clipcheck.families.model_inputs import inputs_of
 from clipcheck.gates.registry import GATES, NAMES
-from clipcheck.gates.result import (
-    OUTPUTS,
-    Case,
-    eager_not_finite,
-    in_form,
-)
+from clipcheck.gates.result import OUTPUTS, Case, eager_not_finite, in_form
 from clipcheck.gates.tolerances import LIMITS, Budget, Limits, assuming
 from clipcheck.harness.own import Own
 from clipcheck.harness.phases import Stopwatch

@@ -6,11 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from clipcheck.backends.registry import backend_named
 from clipcheck.gates.alternative import equals
-from clipcheck.report import (
-    alternative,
-    optimised,
-    patched,
-)
+from clipcheck.report import alternative, optimised, patched
 from clipcheck.report.cells import wrapped
 from clipcheck.report.lines import INDENT, NEXT, OR, step
 from clipcheck.report.places import measured, named

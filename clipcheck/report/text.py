@@ -12,14 +12,7 @@ from rich.text import Text
 from clipcheck.backends.known import Known
 from clipcheck.harness.replaying import Replayed
 from clipcheck.inputs.examples import describe, listed
-from clipcheck.report import (
-    agreement,
-    isolation,
-    optimised,
-    own,
-    patched,
-    preprocessing,
-)
+from clipcheck.report import agreement, isolation, optimised, own, patched, preprocessing
 from clipcheck.report.advice import doubts, next_steps
 from clipcheck.report.cells import command, visible, wrapped
 from clipcheck.report.gate_table import LABELS, conditions, table
